@@ -1,0 +1,1019 @@
+"""CoFi in one file: BERT pruned from whole layers down to single FFN units, while it is distilled.
+
+After Xia, Zhong and Chen, "Structured Pruning Learns Compact and Accurate Models", ACL 2022
+(arXiv 2204.00408).
+
+    python cofi.py --task rte                          teacher -> prune -> fine-tune -> report
+    python cofi.py --evaluate out/rte-0.95             the score of a finished run, again
+    python cofi.py --predict out/rte-0.95 "It rains." "It is dry."
+
+To be read from the top, in the order of the paper:
+
+    1  BERT                  the network, and where its five kinds of mask multiply
+    2  Hard concrete         how a mask of zeros and ones is learned by gradient descent
+    3  Size and Lagrangian   how many weights are left, and how to get to the number asked for
+    4  Distillation          what the small network learns from the large one
+    5  Cutting               from masks to a smaller network that is equal to the masked one
+    6  Training              the settings, and one loop for all three stages
+    7  Report                score, speed, and a drawing of what is left
+    8  Main                  one run from beginning to end
+
+Two alphabets. Dimensions, in the shape at the end of a line:
+
+    B batch   T tokens   L layers   d hidden width   h heads   k width of a head   f FFN units
+
+and the symbols of the paper:
+
+    z_mha (L)   z_head (L, h)   z_ffn (L)   z_int (L, f)   z_hidn (d)    masks in [0, 1]; 0 prunes
+    log_alpha          what is learned: one number behind each mask
+    s, t               sparsity, the share of the encoder's weights that is gone; its target
+    lambda1, lambda2   the multipliers that bring s to t
+    H_s, H_t           hidden states of student and teacher; m(i) the student layer matched to i
+"""
+import argparse
+import itertools
+import json
+import math
+import re
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from data import (METRICS, TASKS, BadInput, batches, fetch, load_task, load_tokenizer, read_config,
+                  read_weights, rows_from_text, write_checkpoint)
+
+# --------------------------------------------------------------------------------------------------
+# 1. BERT: post-norm Transformer layers, and where the masks multiply
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Config:
+    """The sizes of a BERT. Layers may differ, so a cut model is an ordinary BERT with uneven layers."""
+    vocab: int
+    positions: int            # position embeddings, so the longest sequence
+    types: int                # kinds of segment: 2
+    d: int
+    k: int
+    heads: list               # h of each layer; 0: the layer has no MHA
+    ffn: list                 # f of each layer; 0: the layer has no FFN
+    pooler: int               # outputs of the pooler, which is not pruned
+    dropout: float = 0.1
+    eps: float = 1e-12        # of LayerNorm
+    labels: list | None = None    # class names; None: regression, one output
+    task: str = ""            # what the classifier was trained for
+
+
+def gate(x, z):
+    """x * z. None stands for a mask that is not there: open, at no cost."""
+    return x if z is None else x * z
+
+
+class Norm(nn.LayerNorm):
+    """LayerNorm over the hidden dimensions that z_hidn keeps, as in the cut model, which has no others.
+
+    The paper leaves open over what to normalise. Masked sums keep all shapes static.
+    """
+
+    def forward(self, x, z_hidn=None):
+        """x (B, T, d); z_hidn (d) or None. Returns (B, T, d), 0 where z_hidn is 0."""
+        if z_hidn is None:
+            return super().forward(x)
+        kept = (z_hidn > 0).to(x.dtype)                             # (d)
+        n = kept.sum().clamp(min=1)                                 # ()
+        x = (x - (x * kept).sum(-1, keepdim=True) / n) * kept       # (B, T, d)
+        x = x * torch.rsqrt(x.square().sum(-1, keepdim=True) / n + self.eps)    # (B, T, d)
+        return (x * self.weight + self.bias) * z_hidn               # (B, T, d)      §3.1 z_hidn
+
+
+class MHA(nn.Module):
+    """Multi-head attention with h heads of width k, its residual and its LayerNorm."""
+
+    def __init__(self, d, h, k, dropout, eps):
+        super().__init__()
+        self.k, self.dropout = k, dropout
+        self.query, self.key, self.value = (nn.Linear(d, h * k) for _ in range(3))
+        self.out, self.norm = nn.Linear(h * k, d), Norm(d, eps)
+
+    def forward(self, x, bias, z_mha=None, z_head=None, z_hidn=None):
+        """x (B, T, d); bias (B, 1, 1, T), -inf at padding; z_mha (), z_head (h), z_hidn (d).
+
+        Returns (B, T, d).
+        """
+        q, k, v = (linear(x).unflatten(-1, (-1, self.k)).transpose(1, 2)
+                   for linear in (self.query, self.key, self.value))
+        a = q @ k.transpose(-1, -2) / math.sqrt(self.k) + bias      # (B, h, T, T)
+        a = F.dropout(a.softmax(-1), self.dropout, self.training) @ v   # (B, h, T, k)
+        if z_head is not None:
+            a = a * z_head[:, None, None]                           # (B, h, T, k)   §3.1 MHA
+        y = self.out(a.transpose(1, 2).flatten(2))                  # (B, T, d)
+        y = gate(gate(y, z_mha), z_hidn)                            # (B, T, d)      §3.1 MHA
+        return self.norm(x + F.dropout(y, self.dropout, self.training), z_hidn)
+
+
+class FFN(nn.Module):
+    """Feed-forward network with f units, its residual and its LayerNorm."""
+
+    def __init__(self, d, f, dropout, eps):
+        super().__init__()
+        self.dropout = dropout
+        self.up, self.down, self.norm = nn.Linear(d, f), nn.Linear(f, d), Norm(d, eps)
+
+    def forward(self, x, z_ffn=None, z_int=None, z_hidn=None):
+        """x (B, T, d); z_ffn (), z_int (f), z_hidn (d). Returns (B, T, d)."""
+        y = gate(F.gelu(self.up(x)), z_int)                         # (B, T, f)      §3.1 FFN
+        y = gate(gate(self.down(y), z_ffn), z_hidn)                 # (B, T, d)      §3.1 FFN
+        return self.norm(x + F.dropout(y, self.dropout, self.training), z_hidn)
+
+
+def alive(z_layer, z_units):
+    """Whether a sub-layer has weights left: its own mask is open, and that of one of its units.
+
+    z_layer (...), z_units (..., n). Returns bool (...). In the paper a sub-layer dies by its own mask
+    alone; one without units has nothing left to compute either, so here it dies as well.
+    """
+    return (z_layer > 0) & (z_units > 0).any(-1)
+
+
+class Layer(nn.Module):
+    """One Transformer layer. A dead sub-layer is the identity, without LayerNorm: hence the speed."""
+
+    def __init__(self, config, h, f):
+        super().__init__()
+        self.mha = MHA(config.d, h, config.k, config.dropout, config.eps) if h else None
+        self.ffn = FFN(config.d, f, config.dropout, config.eps) if f else None
+
+    def forward(self, x, bias, z_mha=None, z_head=None, z_ffn=None, z_int=None, z_hidn=None):
+        """x (B, T, d); the masks of this layer. Returns (B, T, d)."""
+        if self.mha is not None:
+            y = self.mha(x, bias, z_mha, z_head, z_hidn)            # (B, T, d)
+            x = y if z_mha is None else torch.where(alive(z_mha, z_head), y, x)
+        if self.ffn is not None:
+            y = self.ffn(x, z_ffn, z_int, z_hidn)                   # (B, T, d)
+            x = y if z_ffn is None else torch.where(alive(z_ffn, z_int), y, x)
+        return x
+
+
+class Embeddings(nn.Module):
+    """Word + position + segment, normalised."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.word = nn.Embedding(config.vocab, config.d)
+        self.position = nn.Embedding(config.positions, config.d)
+        self.segment = nn.Embedding(config.types, config.d)
+        self.norm, self.dropout = Norm(config.d, config.eps), config.dropout
+
+    def forward(self, ids, segments, z_hidn=None):
+        """ids, segments (B, T). Returns (B, T, d)."""
+        x = self.word(ids) + self.segment(segments)                 # (B, T, d)
+        x = x + self.position.weight[:ids.shape[1]]                 # (B, T, d)
+        return F.dropout(self.norm(x, z_hidn), self.dropout, self.training)
+
+
+class Output(NamedTuple):
+    logits: torch.Tensor      # (B, classes), or (B, 1) for regression
+    hidden: list              # L + 1 states (B, T, d): of the embeddings, then of each layer
+
+
+class BERT(nn.Module):
+    """BERT with a head for classification or regression, dense or cut: the Config tells."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(Layer(config, h, f) for h, f in zip(config.heads, config.ffn))
+        self.pooler = nn.Linear(config.d, config.pooler)
+        self.classifier = nn.Linear(config.pooler, len(config.labels) if config.labels else 1)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)            # BERT's own initialisation
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def forward(self, ids, segments, real, z_mha=None, z_head=None, z_ffn=None, z_int=None,
+                z_hidn=None):
+        """ids, segments (B, T) int64; real (B, T) bool, False at padding. Returns an Output.
+
+        Give all five masks or none; one that is switched off is a tensor of ones.
+        """
+        bias = torch.zeros(real.shape, device=ids.device).masked_fill(~real, -torch.inf)
+        x = self.embeddings(ids, segments, z_hidn)                  # (B, T, d)
+        hidden = [x]
+        for i, layer in enumerate(self.layers):
+            z = (None if z is None else z[i] for z in (z_mha, z_head, z_ffn, z_int))
+            x = layer(x, bias[:, None, None], *z, z_hidn)           # (B, T, d)
+            hidden.append(x)
+        pooled = F.dropout(torch.tanh(self.pooler(x[:, 0])), self.config.dropout, self.training)
+        return Output(self.classifier(pooled), hidden)
+
+
+def load_bert(model, config=None):
+    """A BERT with the weights of a model (folder or hub name), every tensor checked by name and shape.
+
+    config None: a fine-tuned model, its head included. Otherwise: a pre-trained one, which gets a new
+    head for config.labels, and a new pooler if its own is absent or was never trained (all biases 0).
+    Returns (BERT, notes): what a user should know, as lines. Raises BadInput.
+    """
+    notes, weights = [], read_weights(model)
+    bert = BERT(config or Config(**read_config(model)))
+    own = bert.state_dict()
+    if config:
+        new = {"classifier": "is for another task" if "classifier.weight" in weights else ""}
+        if not weights.get("pooler.bias", torch.zeros(1)).any():
+            new["pooler"] = "was never trained" if "pooler.bias" in weights else "is absent"
+        notes = [f"{model}: its {part} {why}, a new one is trained" for part, why in new.items() if why]
+        fresh = {name: w for name, w in own.items() if name.split(".")[0] in new}
+        weights = {name: w for name, w in weights.items() if name.split(".")[0] not in new} | fresh
+    for name in sorted(own.keys() | weights.keys()):
+        have, want = (tuple(w[name].shape) if name in w else "absent" for w in (weights, own))
+        if have != want:
+            raise BadInput(f"{model}: {name} is {have} in pytorch_model.bin, but {want} by config.json; "
+                           "want the weights and the config of one model")
+    bert.load_state_dict(weights)
+    return bert, notes
+
+
+# --------------------------------------------------------------------------------------------------
+# 2. Hard concrete: a random mask in [0, 1], often exactly 0 or 1, yet with a gradient in log_alpha
+# --------------------------------------------------------------------------------------------------
+
+BETA, LEFT, RIGHT, EPS = 2 / 3, -0.1, 1.1, 1e-6   # Louizos et al. 2018: temperature, stretch, guard
+START = 3.0       # of every log_alpha, P(z > 0) = .99: all nearly open (the authors: FFN units at .83)
+BOUND = 5.0       # |log_alpha| stays under it, where sampled masks still have a gradient; ours
+
+
+def sample_z(log_alpha, u=None):
+    """Draws masks: a sigmoid of logistic noise, stretched beyond [0, 1] and clamped back into it.
+
+    u: uniform noise in (0, 1), shaped as log_alpha; drawn if None.
+    """
+    if u is None:
+        u = torch.empty_like(log_alpha).uniform_(EPS, 1 - EPS)
+    sigma = torch.sigmoid((torch.logit(u) + log_alpha) / BETA)
+    return (sigma * (RIGHT - LEFT) + LEFT).clamp(0, 1)              # hard concrete
+
+
+def p_open(log_alpha):
+    """P(z > 0), the chance that a mask is open.
+
+    Example:
+    >>> p_open(torch.tensor([-3.0, 0.0, 3.0]))
+    tensor([0.1976, 0.8318, 0.9900])
+    """
+    return torch.sigmoid(log_alpha - BETA * math.log(-LEFT / RIGHT))    # P(z > 0)
+
+
+def soft_z(log_alpha):
+    """The final value of a mask that stays open. 0.8 is an empirical constant of the authors' library."""
+    return torch.sigmoid(log_alpha / BETA * 0.8)                    # final z
+
+
+class Masks(nn.Module):
+    """log_alpha of every mask. A group not in `groups` is switched off: log_alpha inf, open for ever."""
+
+    GROUPS = ("z_mha", "z_head", "z_ffn", "z_int", "z_hidn")
+
+    def __init__(self, config, groups=GROUPS):
+        super().__init__()
+        self.k, L = config.k, len(config.heads)
+        shapes = (L,), (L, config.heads[0]), (L,), (L, config.ffn[0]), (config.d,)
+        for group, shape in zip(self.GROUPS, shapes):
+            if group in groups:
+                self.register_parameter(group, nn.Parameter(torch.full(shape, START)))
+            else:
+                self.register_buffer(group, torch.full(shape, torch.inf))
+
+    def log_alpha(self):
+        """{group: log_alpha} of all five, under the names of the network's arguments."""
+        return {group: getattr(self, group) for group in self.GROUPS}
+
+    def sample(self):
+        """{group: z}: one draw, for a whole batch."""
+        return {group: sample_z(a) for group, a in self.log_alpha().items()}
+
+    def sparsity(self):
+        """The expected sparsity s, a scalar with a gradient: P(z > 0) in place of every z."""
+        full = size(self.k, **{group: torch.ones_like(a) for group, a in self.log_alpha().items()})
+        return 1 - size(self.k, **{group: p_open(a) for group, a in self.log_alpha().items()}) / full
+
+    def reach(self):
+        """The sparsity of a network whose masks are all closed, as far as they are not switched off."""
+        closed = {group: a.isinf().double() for group, a in self.log_alpha().items()}
+        return 1 - (size(self.k, **closed) / size(self.k, **{g: torch.ones_like(z) for g, z in closed.items()})).item()
+
+    @torch.no_grad()
+    def clamp(self):
+        """Keeps log_alpha within BOUND. A floor for P(z > 0), but only here: decide() knows none."""
+        for log_alpha in self.parameters():
+            log_alpha.clamp_(-BOUND, BOUND)
+
+
+# --------------------------------------------------------------------------------------------------
+# 3. Size and Lagrangian: how many weights are left, and how to get to the number asked for
+# --------------------------------------------------------------------------------------------------
+
+
+def size(k, z_mha, z_head, z_ffn, z_int, z_hidn):
+    """The weights of the encoder's matrices whose masks are all open. BERT-base: 84,934,656.
+
+    Expected with P(z > 0), exact with z > 0 as 0 and 1. Embeddings, biases and LayerNorm do not count.
+    """
+    mha = 4 * k * torch.einsum("l,li,j->", z_mha, z_head, z_hidn)   # ()             §3.1 expected size
+    ffn = 2 * torch.einsum("l,li,j->", z_ffn, z_int, z_hidn)        # ()             §3.1 expected size
+    return mha + ffn
+
+
+def encoder_parameters(bert):
+    """The same number, counted on a network as it is: the elements of its encoder's matrices."""
+    return sum(weight.numel() for weight in bert.layers.parameters() if weight.dim() == 2)
+
+
+LAMBDA2 = 100.0   # ours: lambda2 starts here, not at 0, so that the pull answers the gap from the start
+
+
+def lagrangian(s, t, lambda1, lambda2):
+    """L_c, added to the loss: descent on log_alpha, ascent on lambda1 and lambda2.
+
+    While s < t, ascent makes lambda1 negative, so that descent on lambda1 s raises s.
+    """
+    return lambda1 * (s - t) + lambda2 * (s - t) ** 2               # ()             L_c
+
+
+# --------------------------------------------------------------------------------------------------
+# 4. Distillation: the teacher's predictions, and its layers, each matched to the closest of ours
+# --------------------------------------------------------------------------------------------------
+
+
+def label_loss(logits, label):
+    """Cross-entropy to the class, or for regression (one logit) MSE to the value. label (B)."""
+    if logits.shape[-1] == 1:
+        return F.mse_loss(logits[:, 0], label)
+    return F.cross_entropy(logits, label)
+
+
+def pred_loss(student, teacher, temperature):
+    """L_pred: KL divergence from the teacher's distribution, or for regression MSE to its value.
+
+    student, teacher (B, classes). The paper writes KL(p_s || p_t); here, as in the authors' code, the
+    teacher is the target, and T^2 keeps the gradient's size independent of the temperature T.
+    """
+    if student.shape[-1] == 1:
+        return F.mse_loss(student, teacher)                         # ()             §3.2 L_pred
+    p_t = (teacher / temperature).softmax(-1)
+    log_p_s = (student / temperature).log_softmax(-1)
+    kl = F.kl_div(log_p_s, p_t, reduction="batchmean")
+    return kl * temperature**2                                      # ()             §3.2 L_pred
+
+
+def teacher_layers(L):
+    """The layers that teach, counted from 1: four, evenly spaced, the last among them.
+
+    Example:
+    >>> teacher_layers(12), teacher_layers(6), teacher_layers(2)
+    ([3, 6, 9, 12], [2, 3, 5, 6], [1, 2])
+    """
+    return sorted({math.ceil(L * i / 4) for i in (1, 2, 3, 4)})
+
+
+def open_layers(bert, z):
+    """(L) bool: the layers with an MHA or an FFN left. z: the masks, or {} where there are none."""
+    if z:
+        return alive(z["z_mha"], z["z_head"]) | alive(z["z_ffn"], z["z_int"])
+    left = [layer.mha is not None or layer.ffn is not None for layer in bert.layers]
+    return torch.tensor(left, device=bert.classifier.weight.device)
+
+
+def match(distance, is_open, matching):
+    """m(i): for each teaching layer the student layer that learns from it, both counted from 0.
+
+    distance (n, L): of teaching layer i to student layer j; is_open (L) bool.
+    free: the closest open one. ordered: the closest open one below the one matched to the teaching
+    layer above, from the top down. Returns m (n), and found (n) bool: False if no candidate was left.
+    """
+    n, L = distance.shape
+    layer = torch.arange(L, device=distance.device)
+    limit, m, found = torch.full_like(layer[0], L), [None] * n, [None] * n
+    for i in reversed(range(n)):
+        candidate = is_open & (layer < limit)                       # (L)
+        m[i] = distance[i].masked_fill(~candidate, torch.inf).argmin()  # ()         §3.2 m(i)
+        found[i] = candidate.any()
+        if matching == "ordered":
+            limit = torch.where(found[i], m[i], limit)
+    return torch.stack(m), torch.stack(found)
+
+
+def layer_loss(student, teacher, real, W_layer, is_open, matching):
+    """L_layer: MSE of W_layer H_s^m(i) to H_t^i over the tokens that are no padding, summed over i.
+
+    student, teacher: the hidden states of their layers, each (B, T, d); real (B, T) bool; W_layer: a
+    Linear from the student's d to the teacher's. matching: free, ordered, or fixed (m(i) = i).
+    Returns L_layer and m (n), with -1 for a teaching layer that found no student; its term is 0.
+    """
+    layers = [i - 1 for i in teacher_layers(len(teacher))]
+    H_s, H_t = torch.stack(student), torch.stack([teacher[i] for i in layers]).float()
+    weight = real / (real.sum() * H_t.shape[-1])                    # (B, T)
+
+    def mse(H):
+        """H (..., B, T, d) -> (...)"""
+        return ((W_layer(H) - H_t).square().sum(-1) * weight).sum((-1, -2))
+
+    if matching == "fixed":
+        m = torch.tensor([min(i, len(student) - 1) for i in layers], device=real.device)
+        found = torch.ones_like(m, dtype=torch.bool)                # (n)
+    else:
+        with torch.no_grad():
+            distance = torch.stack([mse(H) for H in H_s], dim=1)    # (n, L)
+            m, found = match(distance, is_open, matching)
+    loss = (mse(H_s[m]) * found).sum()                              # ()             §3.2 L_layer
+    return loss, torch.where(found, m, -1)
+
+
+# --------------------------------------------------------------------------------------------------
+# 5. Cutting: from log_alpha to a structure of the size asked for, and to a network of that size
+# --------------------------------------------------------------------------------------------------
+
+
+def largest(good, low, high):
+    """The largest number at which `good` holds, by bisection: it must hold below it and fail above it.
+
+    Example:
+    >>> round(largest(lambda x: x * x <= 2, 0.0, 2.0), 6)
+    1.414214
+    """
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if good(middle) else (low, middle)
+    return low
+
+
+def rank(score):
+    """The place of each score within its row, 0 for the highest; of equals the first comes first."""
+    return score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+
+
+@torch.no_grad()
+def decide(masks, t):
+    """The final masks: the largest structure that fits the budget, so that sparsity is t or just above.
+
+    Every group keeps as many open as it expects, the highest log_alpha first, and a layer stays if
+    P(z > 0) >= .5. Only the finest group (FFN units; if those are off, hidden dimensions, heads, layers)
+    is ranked across all layers and fills what the others leave of the budget. If it cannot, all
+    log_alpha are first shifted alike, by as little as will do. (Paper: the size is what comes out.)
+    Returns {group: z}: 0 if closed, its soft value if open, 1 if the group is switched off.
+    """
+    alphas = {group: a.detach().cpu().double() for group, a in masks.log_alpha().items()}
+    fine = next(group for group in ("z_int", "z_hidn", "z_head", "z_mha", "z_ffn")
+                if alphas[group].isfinite().all())
+    place = {group: rank(a.flatten() if group == fine else a).view_as(a) for group, a in alphas.items()}
+    everything = alphas[fine].numel()
+    full = size(masks.k, **{group: torch.ones_like(a) for group, a in alphas.items()}).item()
+    budget = math.floor((1 - t) * full + 1e-6)
+
+    def structure(shift, n):
+        """{group: 0 or 1} with every log_alpha shifted, and the best n of the finest group."""
+        z = {}
+        for group, a in alphas.items():
+            p = p_open(a + shift)
+            whole = group in ("z_mha", "z_ffn")
+            z[group] = p >= 0.5 if whole else place[group] < p.sum(-1, keepdim=True).round()
+        z[fine] = place[fine] < n
+        return {group: mask.double() for group, mask in z.items()}
+
+    def fits(shift, n):
+        return size(masks.k, **structure(shift, n)).item() <= budget
+
+    most = largest(lambda shift: fits(shift, 0), -40.0, 40.0)       # above: too large even if empty
+    least = largest(lambda shift: fits(shift, everything), -40.0, 40.0)     # below: small even if full
+    shift = min(max(0.0, least + 1e-6), most)
+    z = structure(shift, math.floor(largest(lambda n: fits(shift, math.floor(n)), 0, everything + 1)))
+    for layer, units in (("z_mha", "z_head"), ("z_ffn", "z_int")):  # close what can have no effect
+        z[layer] = z[layer] * (z[units] > 0).any(-1)
+        z[units] = z[units] * z[layer][:, None]
+    return {group: (z[group] * soft_z(a)).to(masks.log_alpha()[group]) for group, a in alphas.items()}
+
+
+@torch.no_grad()
+def cut(bert, z):
+    """The network that is left: what is behind a closed mask removed, soft values folded into weights.
+
+    z: the five masks, as from decide(). Returns a new BERT; its logits equal those of the masked one.
+    """
+    c, on = bert.config, {group: mask > 0 for group, mask in z.items()}
+    H, z_hidn = on["z_hidn"], z["z_hidn"]                           # (d), (d)
+    h = on["z_head"].sum(1) * alive(z["z_mha"], z["z_head"])        # (L)
+    f = on["z_int"].sum(1) * alive(z["z_ffn"], z["z_int"])          # (L)
+    sizes = {"d": int(H.sum()), "heads": h.tolist(), "ffn": f.tolist()}
+    small = BERT(Config(**asdict(c) | sizes)).to(H.device)
+    one, every = z_hidn.new_ones(()), slice(None)
+
+    def copy(new, old, rows, columns, row_scale=one, column_scale=one):
+        """What stays of a matrix: diag(row_scale) W diag(column_scale); and of its bias."""
+        new.weight.copy_((old.weight * row_scale[..., None] * column_scale)[rows][:, columns])
+        if hasattr(old, "bias"):
+            new.bias.copy_((old.bias * row_scale)[rows])
+
+    def copy_norm(new, old):
+        new.weight.copy_((old.weight * z_hidn)[H])
+        new.bias.copy_((old.bias * z_hidn)[H])
+
+    for name in ("word", "position", "segment"):
+        copy(getattr(small.embeddings, name), getattr(bert.embeddings, name), every, H)
+    copy_norm(small.embeddings.norm, bert.embeddings.norm)
+    for i, (new, old) in enumerate(zip(small.layers, bert.layers)):
+        if new.mha is not None:
+            scale = z["z_head"][i].repeat_interleave(c.k)           # (h k)
+            for name in ("query", "key", "value"):
+                copy(getattr(new.mha, name), getattr(old.mha, name), scale > 0, H)
+            copy(new.mha.out, old.mha.out, H, scale > 0, z["z_mha"][i] * z_hidn, scale)
+            copy_norm(new.mha.norm, old.mha.norm)
+        if new.ffn is not None:
+            scale = z["z_int"][i]                                   # (f)
+            copy(new.ffn.up, old.ffn.up, scale > 0, H)
+            copy(new.ffn.down, old.ffn.down, H, scale > 0, z["z_ffn"][i] * z_hidn, scale)
+            copy_norm(new.ffn.norm, old.ffn.norm)
+    copy(small.pooler, bert.pooler, every, H)
+    copy(small.classifier, bert.classifier, every, every)
+    return small.train(bert.training)
+
+
+# --------------------------------------------------------------------------------------------------
+# 6. Training: the settings, and one loop for teacher, pruning and fine-tuning
+# --------------------------------------------------------------------------------------------------
+
+
+def setting(default, text, **allowed):
+    """A field of Settings: default, help, and what is allowed: between=(low, high) or among=(...)."""
+    return field(default=default, metadata={"help": text, **allowed})
+
+
+@dataclass
+class Settings:
+    """All that a user can set; every field is a flag. None: by the size of the task, see BY_SIZE."""
+    task: str = setting("rte", "task of GLUE", among=tuple(TASKS))
+    sparsity: float = setting(0.95, "share of the encoder's weights to prune; paper: .60 to .95",
+                              between=(0, 0.99))
+    model: str = setting("google-bert/bert-base-uncased", "pre-trained BERT, hub name or folder")
+    teacher: str = setting("", "fine-tuned BERT to learn from, hub name or folder; else one is trained")
+    masks: str = setting("mha,head,ffn,int,hidn", "masks to learn, others stay open; paper: all")
+    matching: str = setting(None, "layer matching; paper: ordered on small sets, free on large ones",
+                            among=("free", "ordered", "fixed"))
+    layer_weight: float = setting(0.9, "weight of L_layer, 0: off; paper: .9, .7 or .5 by grid",
+                                  between=(0, 1000))
+    pred_weight: float = setting(0.1, "weight of L_pred, 0: labels instead; paper: .1, .3 or .5",
+                                 between=(0, 1000))
+    temperature: float = setting(2.0, "of L_pred; authors' code: 2", between=(0.01, 100))
+    batch_size: int = setting(32, "rows; paper: 32", between=(1, 65536))
+    max_length: int = setting(128, "tokens of a row; paper: 128", between=(8, 65536))
+    teacher_epochs: float = setting(None, "epochs of the teacher; ours", between=(0.001, 1e4))
+    prune_epochs: float = setting(None, "epochs of pruning in all; paper: 100 small sets, 20 large",
+                                  between=(0.001, 1e4))
+    finetune_epochs: float = setting(None, "epochs of the cut model; paper: 20", between=(0.001, 1e4))
+    start: float = setting(None, "share of pruning before the first mask; paper: 4/100, 1/20",
+                           between=(0, 0.9))
+    warmup: float = setting(None, "share of pruning while t rises; paper: 20/100, 2/20",
+                            between=(0, 0.9))
+    teacher_lr: float = setting(3e-5, "learning rate of the teacher; ours", between=(1e-9, 1))
+    lr: float = setting(2e-5, "learning rate while pruning; paper: 2e-5", between=(1e-9, 1))
+    finetune_lr: float = setting(2e-5, "learning rate of the cut model; paper: 1e-5 to 3e-5 by grid",
+                                 between=(1e-9, 1))
+    mask_lr: float = setting(0.01, "learning rate of log_alpha; paper: .01", between=(1e-9, 10))
+    lambda_lr: float = setting(0.1, "learning rate of lambda1 and lambda2; ours", between=(0, 1000))
+    seed: int = setting(57, "of all that is random; authors' code: 57", between=(0, 2**31))
+    out: str = setting("out", "folder of runs and teachers")
+    device: str = setting("auto", "auto: the best there is", among=("auto", "cpu", "cuda", "mps"))
+    bf16: bool = setting(True, "bfloat16 autocast, where the hardware computes in it")
+    max_steps: int = setting(0, "end every stage after so many steps, its schedule pressed together",
+                             between=(0, 2**31))
+
+
+BY_SIZE = {       # the paper's table of hyper-parameters; teacher_epochs is ours
+    "small": {"matching": "ordered", "teacher_epochs": 5, "prune_epochs": 100, "start": 4 / 100,
+              "warmup": 20 / 100, "finetune_epochs": 20},
+    "large": {"matching": "free", "teacher_epochs": 3, "prune_epochs": 20, "start": 1 / 20,
+              "warmup": 2 / 20, "finetune_epochs": 20},
+}
+MASK_STEPS = 10_000   # ours: in a run of fewer steps, mask_lr and lambda_lr grow to cover the distance
+
+
+def defaults(task):
+    """The Settings of a task where the user sets nothing."""
+    return Settings(task=task, **BY_SIZE["small" if TASKS[task].small else "large"])
+
+
+def check(s):
+    """Raises BadInput for the first setting that is not allowed."""
+    for f in fields(s):
+        value, hint = getattr(s, f.name), ""
+        if "among" in f.metadata and value not in f.metadata["among"]:
+            raise BadInput(f"--{f.name} {value}: want one of {', '.join(f.metadata['among'])}")
+        low, high = f.metadata.get("between", (-math.inf, math.inf))
+        if "between" in f.metadata and not low <= value <= high:
+            if f.name == "sparsity" and low <= value / 100 <= high:
+                hint = f"; did you mean {value / 100:g}?"
+            raise BadInput(f"--{f.name} {value:g}: want a number from {low:g} to {high:g}{hint}")
+    for name in s.masks.split(","):
+        if f"z_{name}" not in Masks.GROUPS:
+            raise BadInput(f"--masks {s.masks}: there is no mask {name!r}; want some of "
+                           "mha,head,ffn,int,hidn, with commas between")
+    if s.start + s.warmup > 1:
+        raise BadInput(f"--start {s.start:g} --warmup {s.warmup:g}: together more than the whole of "
+                       "pruning; want at most 1")
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not has.get(s.device, True):
+        raise BadInput(f"--device {s.device}: there is none here; want cpu, or auto")
+
+
+def has_bf16(device):
+    """Whether the hardware computes in bfloat16; where it is emulated it is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+
+
+def to(device, batch):
+    """The network's inputs of a batch, on its device."""
+    return {name: batch[name].to(device, non_blocking=True) for name in ("ids", "segments", "real")}
+
+
+@torch.no_grad()
+def evaluate(bert, rows, metrics, z={}):
+    """{metric: value} of a model on rows, in fp32. z: its masks, if it has any."""
+    was_training, device = bert.training, bert.classifier.weight.device
+    bert.eval()
+    predicted = np.empty(len(rows), dtype=rows.label.dtype)
+    for numbers, batch in batches(rows, 64):
+        logits = bert(**to(device, batch), **z).logits
+        predicted[numbers] = (logits.argmax(-1) if bert.config.labels else logits[:, 0]).cpu()
+    bert.train(was_training)
+    return {name: METRICS[name](predicted, rows.label) for name in metrics}
+
+
+def stream(rows, batch_size, seed, total):
+    """`total` batches, epoch after epoch, each epoch in an order of its own."""
+    epochs = (batches(rows, batch_size, (seed, epoch)) for epoch in itertools.count())
+    return itertools.islice(itertools.chain.from_iterable(epochs), total)
+
+
+def objective(out, out_t, label, real, s, W_layer, is_open):
+    """The loss of the network: pred_weight L_pred + layer_weight L_layer (§3.2).
+
+    out: of the student; out_t: of the teacher, or None. Labels count only where L_pred does not: without
+    a teacher, or with pred_weight 0. Returns the loss, [L_pred, L_layer], and the matching m or None.
+    """
+    pred, weight = label_loss(out.logits.float(), label), 1.0
+    layer, m = torch.zeros_like(pred), None
+    if out_t and s.pred_weight:
+        pred, weight = pred_loss(out.logits.float(), out_t.logits.float(), s.temperature), s.pred_weight
+    if out_t and s.layer_weight:
+        layer, m = layer_loss(out.hidden[1:], out_t.hidden[1:], real, W_layer, is_open, s.matching)
+    return weight * pred + s.layer_weight * layer, torch.stack([pred, layer]).detach(), m
+
+
+def train(stage, bert, data, s, log, teacher=None, W_layer=None, masks=None):
+    """One stage, in place: "teacher" on labels, "prune" with masks, "finetune" of the cut model.
+
+    data: a Dataset; log: called with a dict about ten times; teacher: a BERT in eval mode.
+    Returns the layer matching of the last batch, as a list, or None.
+    """
+    device, distil = bert.classifier.weight.device, teacher and (s.pred_weight or s.layer_weight)
+    epochs, lr = {"teacher": (s.teacher_epochs, s.teacher_lr), "prune": (s.prune_epochs, s.lr),
+                  "finetune": (s.finetune_epochs, s.finetune_lr)}[stage]
+    total = math.ceil(epochs * math.ceil(len(data.train) / s.batch_size))
+    total = min(total, s.max_steps or total)
+    start, warmup, pace = s.start * total, s.warmup * total, min(max(1, MASK_STEPS / total), 20)
+    torch.manual_seed(s.seed)
+    bert.train().embeddings.requires_grad_(stage == "teacher")      # frozen in the authors' code
+    network = [p for part in (bert, W_layer) if part for p in part.parameters() if p.requires_grad]
+    groups = [{"params": network}]
+    if masks:
+        groups.append({"params": masks.parameters(), "lr": s.mask_lr * pace})
+        lambdas = torch.tensor([0.0, LAMBDA2], device=device, requires_grad=True)
+        ascent = torch.optim.SGD([lambdas], s.lambda_lr * pace, maximize=True)
+    descent = torch.optim.AdamW(groups, lr, weight_decay=0.0, fused=True)
+    began, sums, lines, m = time.perf_counter(), 0, max(1, total // 10), None
+    steps = tqdm(stream(data.train, s.batch_size, s.seed, total), stage, total, False, disable=None)
+    for step, (_, batch) in enumerate(steps, start=1):
+        x, label = to(device, batch), batch["label"].to(device)
+        z = masks.sample() if masks and step > start else {}
+        with torch.autocast(device.type, torch.bfloat16, enabled=s.bf16 and has_bf16(device)):
+            with torch.no_grad():
+                out_t = teacher(**x) if distil else None
+            out = bert(**x, **z)
+            loss, parts, m = objective(out, out_t, label, x["real"], s, W_layer, open_layers(bert, z))
+        if z:
+            sparsity = masks.sparsity()
+            t = s.sparsity * min((step - start) / max(warmup, 1), 1)
+            loss = loss + lagrangian(sparsity, t, *lambdas)
+        descent.param_groups[0]["lr"] = lr * (1 - (step - 1) / total)
+        descent.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network, 1.0)
+        descent.step()
+        if z:
+            ascent.step()
+            ascent.zero_grad()
+            masks.clamp()
+        sums = sums + parts
+        if step % lines == 0 or step == total:
+            score = evaluate(bert, data.dev, TASKS[s.task].metrics, decide(masks, t) if z else {})
+            pred, layer = (sums / (step % lines or lines)).tolist()
+            lagrange = zip(("s", "t", "lambda1", "lambda2"), (sparsity.item(), t, *lambdas.tolist())) \
+                if z else ()
+            log({"stage": stage, "step": step, "of": total, "L_pred": pred, "L_layer": layer,
+                 **dict(lagrange), "score": score[TASKS[s.task].metrics[0]],
+                 "m": None if m is None else m.tolist(), "seconds": time.perf_counter() - began})
+            sums = 0
+    return None if m is None else m.tolist()
+
+
+# --------------------------------------------------------------------------------------------------
+# 7. Report: the log, a drawing of what is left, and how much faster it is
+# --------------------------------------------------------------------------------------------------
+
+LEGEND = """\
+L_pred    mean since the line before    s        expected sparsity           score  of the dev set
+L_layer   the same; both unweighted     t        its target                  m      student layer of
+          (L_pred: of the labels,       lambda1  pull towards t, learned            each teaching layer,
+          where there is no teacher)    lambda2  pull towards t, spring             . if it has none
+
+stage       step   L_pred  L_layer       s       t   lambda1   lambda2   score  m"""
+
+
+class Log:
+    """Keeps each record of the training as a line of JSON, and prints it at a fixed width."""
+
+    def __init__(self, path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+
+    def __call__(self, record):
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        line = "{stage:9}{step:7}{L_pred:9.4f}{L_layer:9.4f}".format(**record)
+        line += ("{s:8.4f}{t:8.4f}{lambda1:10.3f}{lambda2:10.3f}".format(**record) if "s" in record
+                 else f"{'-':>8}{'-':>8}{'-':>10}{'-':>10}")
+        m = " ".join("." if i < 0 else str(i + 1) for i in record["m"] or [])
+        tqdm.write(f"{line}{record['score']:8.4f}  {m}".rstrip(), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def bar(part, whole, width=20):
+    """A bar of `width` characters in steps of an eighth; whatever is not nothing can be seen.
+
+    Example:
+    >>> bar(3, 4, 4) + "|", bar(1, 1000, 4) + "|"
+    ('███ |', '▏   |')
+    """
+    eighths = max(round(8 * width * part / whole), int(part > 0))
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()).ljust(width)
+
+
+def draw(config, z, m=None):
+    """What is left, as text: a row a layer, the last on top; a mark a head, a bar of the FFN units.
+
+    config: the sizes before the cut; z: the final masks; m: the layer matching, from train().
+    """
+    L, h = len(config.heads), config.heads[0]
+    lines = [f"layer  {'heads':{2 * h + 4}}{'FFN units':34}learns from teacher layer"]
+    for i in reversed(range(L)):
+        heads, units = (z["z_head"][i] > 0).tolist(), int((z["z_int"][i] > 0).sum())
+        marks = " ".join("■" if on else "·" for on in heads)
+        teaching = [str(j) for j, student in zip(teacher_layers(L), m or []) if student == i]
+        lines.append(f"{i + 1:5}  {marks}{sum(heads) or '-':>3}  {bar(units, config.ffn[i])}"
+                     f"{units or '-':>6} of {config.ffn[i]:<6}{', '.join(teaching)}".rstrip())
+    d = int((z["z_hidn"] > 0).sum())
+    return "\n".join([*lines, f"    d  {'':{2 * h + 4}}{bar(d, config.d)}{d:6} of {config.d}"])
+
+
+@torch.no_grad()
+def speedup(dense, small, batch_sizes=(1, 32, 128), length=128, seconds=5.0):
+    """How many times faster the small network is: {batch size: ratio of the median times}.
+
+    Forward passes in fp32 over random tokens without padding. The two take turns, so that whatever else
+    the machine is doing meets both; at least three turns, and more until `seconds` have passed.
+    """
+    device, ratio, times = dense.classifier.weight.device, {}, {}
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
+    models = [model.eval() for model in (dense, small)]
+    for rows in batch_sizes:
+        ids = torch.randint(dense.config.vocab, (rows, min(length, dense.config.positions)))
+        x = to(device, {"ids": ids, "segments": ids * 0, "real": ids >= 0})
+        times, end = ([], []), time.perf_counter() + seconds
+        while len(times[0]) < 4 or time.perf_counter() < end:
+            for model, seen in zip(models, times):
+                wait()
+                began = time.perf_counter()
+                model(**x)
+                wait()
+                seen.append(time.perf_counter() - began)
+        ratio[str(rows)] = float(np.median(times[0][1:]) / np.median(times[1][1:]))     # 0 warms up
+    return ratio
+
+
+def report(r, picture):
+    """Prints what came of a run. r: its result; picture: from draw()."""
+    print(f"\n{picture}\n")
+    print(f"{r['metric']:11}teacher {r['teacher_score']:.4f}   pruned {r['pruned_score']:.4f}   "
+          f"fine-tuned {r['score']:.4f}")
+    print(f"sparsity   {r['sparsity']:.5f}, asked for {r['target_sparsity']:g}")
+    print(f"weights    encoder {r['dense_encoder_parameters']:,} -> {r['encoder_parameters']:,}   "
+          f"with embeddings {r['dense_total_parameters']:,} -> {r['total_parameters']:,}")
+    print("speed-up   " + "   ".join(f"{x:.1f}x at batch {rows}" for rows, x in r["speedup"].items())
+          + f"   (length 128, fp32, {r['device']})")
+    print("minutes    " + "   ".join(f"{name} {x / 60:.1f}" for name, x in r["seconds"].items()))
+
+
+# --------------------------------------------------------------------------------------------------
+# 8. Main: one run from beginning to end
+# --------------------------------------------------------------------------------------------------
+
+OF_TEACHER = ("task", "model", "seed", "batch_size", "max_length", "teacher_epochs", "teacher_lr",
+              "bf16", "max_steps")
+
+
+def folder_for(s, first, names):
+    """The folder of a run or a teacher under s.out: `first`, then the settings that are not the default."""
+    usual = asdict(defaults(s.task))
+    changed = [f"{name}={Path(str(value)).name}" for name, value in asdict(s).items()
+               if name in names and value != usual[name]]
+    return Path(s.out) / re.sub(r"[^\w.,=-]", "_", "-".join(first + changed))
+
+
+def new_bert(s, config, device):
+    """The pre-trained model with a new head, the same for teacher and student of one seed."""
+    torch.manual_seed(s.seed)
+    bert, notes = load_bert(s.model, config)
+    return bert.to(device), notes
+
+
+def get_teacher(s, config, data, tokenizer, device):
+    """The teacher: the one given, or one trained before with the same settings, or a new one.
+
+    Returns (BERT in eval mode, {metric: value}, seconds of training).
+    """
+    metrics, key = TASKS[s.task].metrics, {name: getattr(s, name) for name in OF_TEACHER}
+    if s.teacher:
+        teacher = load_bert(s.teacher)[0].to(device).eval()
+        if (teacher.config.labels, teacher.config.vocab) != (data.labels, config.vocab):
+            raise BadInput(f"--teacher {s.teacher}: {teacher.config.vocab} words and the labels "
+                           f"{teacher.config.labels}; want {config.vocab} and {data.labels}")
+        return teacher, evaluate(teacher, data.dev, metrics), 0.0
+    folder = folder_for(s, ["teacher", s.task], set(OF_TEACHER) - {"task"})
+    if (folder / "result.json").is_file():
+        before = json.loads((folder / "result.json").read_text())
+        if before["settings"] == key:
+            print(f"{'':9}teacher trained before: {folder}")
+            return load_bert(folder)[0].to(device).eval(), before["scores"], before["seconds"]
+    teacher, notes = new_bert(s, config, device)
+    print("".join(f"{'':9}{note}\n" for note in notes), end="")
+    began = time.perf_counter()
+    train("teacher", teacher, data, s, Log(folder / "log.jsonl"))
+    scores, seconds = evaluate(teacher, data.dev, metrics), time.perf_counter() - began
+    save(folder, teacher, tokenizer, {"settings": key, "scores": scores, "seconds": seconds})
+    return teacher.eval(), scores, seconds
+
+
+def save(folder, bert, tokenizer, result):
+    """Writes a model and what is known of it; result.json last, as the sign that all is there."""
+    write_checkpoint(folder, asdict(bert.config), bert.state_dict(), tokenizer)
+    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def run(s):
+    """One run, from teacher to report. Returns the folder it leaves."""
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device, metrics = torch.device(best if s.device == "auto" else s.device), TASKS[s.task].metrics
+    config, tokenizer = Config(**read_config(s.model)), load_tokenizer(s.model)
+    masks = Masks(config, [f"z_{name}" for name in s.masks.split(",")]).to(device)
+    if s.sparsity > masks.reach():
+        raise BadInput(f"--sparsity {s.sparsity:g} --masks {s.masks}: these masks reach {masks.reach():.3f} at "
+                       "most; want a lower sparsity or more masks")
+    data = load_task(s.task, tokenizer, min(s.max_length, config.positions))
+    config = replace(config, labels=data.labels, task=s.task)
+    names = {f.name for f in fields(s)} - {"task", "sparsity", "out", "device"}
+    folder = folder_for(s, [s.task, f"{s.sparsity:g}"], names)
+    print(f"{folder}\n\n{LEGEND}")
+    teacher, teacher_scores, seconds = get_teacher(s, config, data, tokenizer, device)
+    student, _ = new_bert(s, config, device)
+    W_layer = nn.Linear(config.d, teacher.config.d, bias=False, device=device)
+    nn.init.eye_(W_layer.weight)
+    log, times = Log(folder / "log.jsonl"), [time.perf_counter()]
+
+    m = train("prune", student, data, s, log, teacher, W_layer, masks)
+    z = decide(masks, s.sparsity)
+    pruned_scores, small = evaluate(student, data.dev, metrics, z), cut(student, z)
+    W_layer.weight = nn.Parameter(W_layer.weight.detach()[:, z["z_hidn"] > 0])
+    times.append(time.perf_counter())
+    train("finetune", small, data, s, log, teacher, W_layer)
+    scores = evaluate(small, data.dev, metrics)
+    times.append(time.perf_counter())
+
+    left, dense = encoder_parameters(small), encoder_parameters(student)
+    in_all = [sum(p.numel() for p in bert.parameters()) for bert in (small, student)]
+    result = {
+        "task": s.task, "model": s.model, "seed": s.seed, "metric": metrics[0],
+        "teacher_score": teacher_scores[metrics[0]], "pruned_score": pruned_scores[metrics[0]],
+        "score": scores[metrics[0]], "scores": scores, "teacher_scores": teacher_scores,
+        "target_sparsity": s.sparsity, "sparsity": 1 - left / dense, "encoder_parameters": left,
+        "dense_encoder_parameters": dense, "total_parameters": in_all[0],
+        "dense_total_parameters": in_all[1], "speedup": speedup(student, small),
+        "seconds": dict(zip(("teacher", "prune", "finetune"), (seconds, *np.diff(times)))),
+        "settings": asdict(s), "device": device_name(device),
+        "versions": {name: version(name) for name in ("torch", "numpy", "datasets", "tokenizers")}}
+    save(folder, small, tokenizer, result)
+    picture = draw(config, z, m)
+    (folder / "network.txt").write_text(picture + "\n")
+    report(result, picture)
+    return folder
+
+
+def device_name(device):
+    """What the run ran on, for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def evaluate_folder(folder):
+    """--evaluate: the dev scores of the model of a run, computed again."""
+    bert, _ = load_bert(folder)
+    if bert.config.task not in TASKS:
+        raise BadInput(f"--evaluate {folder}: its config.json names no task; want the folder of a run")
+    length = json.loads(fetch(folder, "result.json").read_text())["settings"]["max_length"]
+    data = load_task(bert.config.task, load_tokenizer(folder), min(length, bert.config.positions))
+    for name, value in evaluate(bert, data.dev, TASKS[bert.config.task].metrics).items():
+        print(f"{name:11}{value:.4f}")
+
+
+def predict(folder, sentences):
+    """--predict: the labels of a sentence or pair with their probabilities, or the value of a regression."""
+    bert, _ = load_bert(folder)
+    columns = TASKS[bert.config.task].columns if bert.config.task in TASKS else sentences[:2]
+    if len(sentences) != len(columns) or not sentences:
+        raise BadInput(f"--predict {folder}: got {len(sentences)} sentences; want {len(columns) or 1}")
+    rows = rows_from_text([[text] for text in sentences], np.zeros(1), load_tokenizer(folder),
+                          bert.config.positions)
+    with torch.no_grad():
+        logits = bert.eval()(**to("cpu", rows.batch(np.arange(1)))).logits[0]
+    if not bert.config.labels:
+        return print(f"{logits[0]:.4f}")
+    for p, label in sorted(zip(logits.softmax(-1).tolist(), bert.config.labels), reverse=True):
+        print(f"{p:.4f}  {label}")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise BadInput(f"{message}; python cofi.py --help lists what there is")
+
+
+def parse(arguments):
+    """The command line. Returns (Settings, --evaluate, --predict). Raises BadInput."""
+    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--evaluate", metavar="FOLDER", help="score a finished run again")
+    parser.add_argument("--predict", nargs="+", metavar="WORDS", help="FOLDER SENTENCE [SENTENCE]")
+    for f in fields(Settings):
+        usual = [f"default {f.default}"] if f.default not in (None, "") else []
+        choice = [" ".join(f.metadata["among"])] if "among" in f.metadata else []
+        text = f"{f.metadata['help']} [{'; '.join(choice + usual)}]".replace(" []", "")
+        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else \
+            {"type": f.type, "metavar": f.type.__name__.upper()}
+        parser.add_argument(f"--{f.name}", help=text.replace("%", "%%"), **kind)
+    given = {name: v for name, v in vars(parser.parse_args(arguments)).items() if v is not None}
+    evaluate_, predict_ = given.pop("evaluate", None), given.pop("predict", None)
+    task = given.get("task", Settings.task)
+    s = Settings(**asdict(defaults(task if task in TASKS else Settings.task)) | given)
+    check(s)
+    return s, evaluate_, predict_
+
+
+def main(arguments=None):
+    """Returns the exit code: 0, or 2 for what the user can put right, said in one line."""
+    try:
+        s, evaluate_, predict_ = parse(arguments)
+        if evaluate_:
+            evaluate_folder(evaluate_)
+        elif predict_:
+            predict(predict_[0], predict_[1:])
+        else:
+            run(s)
+    except BadInput as error:
+        print(f"cofi: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

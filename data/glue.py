@@ -1,0 +1,145 @@
+"""GLUE: the tasks, their tokens and their batches."""
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .hub import BadInput, fetch, quietly, reason
+
+REPOSITORY = "nyu-mll/glue"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of the benchmark."""
+    columns: tuple            # the one or two sentence columns
+    metrics: tuple            # names in METRICS; the first is "the score"
+    small: bool               # one of CoFi's four small sets: long schedule, ordered layer matching
+
+
+TASKS = {
+    "cola": Task(("sentence",), ("matthews",), small=True),
+    "mrpc": Task(("sentence1", "sentence2"), ("accuracy", "f1"), small=True),
+    "rte": Task(("sentence1", "sentence2"), ("accuracy",), small=True),
+    "sst2": Task(("sentence",), ("accuracy",), small=False),
+    "stsb": Task(("sentence1", "sentence2"), ("pearson", "spearman"), small=True),
+}
+
+
+@dataclass
+class Rows:
+    """Tokenised rows, packed end to end: two bytes a token and no Python object a row.
+
+    Row i is ids[start[i]:start[i + 1]]; its first `first[i]` tokens are segment 0, the rest segment 1.
+    """
+    ids: np.ndarray           # (tokens,) uint16, or int32 for a vocabulary over 65,536
+    start: np.ndarray         # (n + 1,)
+    first: np.ndarray         # (n,)
+    label: np.ndarray         # (n,) int64 classes, or float32 for regression
+
+    def __len__(self):
+        return len(self.first)
+
+    def batch(self, rows, pad_id=0):
+        """Tensors of the given rows, padded to the longest of them.
+
+        Returns ids (B, T) int64, segments (B, T) int64, real (B, T) bool, True where no padding is, label (B,).
+        """
+        length = self.start[rows + 1] - self.start[rows]
+        column = np.arange(length.max())                                         # (T,)
+        real = column < length[:, None]                                          # (B, T)
+        ids = np.full(real.shape, pad_id, dtype=np.int64)
+        ids[real] = np.concatenate([self.ids[self.start[r]:self.start[r + 1]] for r in rows])
+        segments = (column >= self.first[rows][:, None]) & real
+        return {"ids": torch.from_numpy(ids), "segments": torch.from_numpy(segments.astype(np.int64)),
+                "real": torch.from_numpy(real), "label": torch.from_numpy(self.label[rows])}
+
+
+@dataclass
+class Dataset:
+    """One task, tokenised. labels: the class names in the order of the class numbers; None for regression."""
+    train: Rows
+    dev: Rows
+    labels: list | None
+
+
+def load_tokenizer(model):
+    """The tokenizer of a model, from its tokenizer.json, or from the vocab.txt of the oldest checkpoints."""
+    from tokenizers import Tokenizer
+    from tokenizers.implementations import BertWordPieceTokenizer
+    path = fetch(model, "tokenizer.json", optional=True)
+    if path is None:
+        settings = fetch(model, "tokenizer_config.json", optional=True)
+        lowercase = json.loads(settings.read_text()).get("do_lower_case", True) if settings else True
+        return BertWordPieceTokenizer(str(fetch(model, "vocab.txt")), lowercase=lowercase)._tokenizer
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def rows_from_text(sentences, label, tokenizer, max_length):
+    """Tokenises. sentences: one or two columns (lists of n strings); label: (n,) array. Returns Rows.
+
+    A row longer than max_length loses tokens at the end of its longer sentence first.
+    """
+    tokenizer.enable_truncation(max_length)
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.int32
+    ids, lengths, first = [], [0], []
+    for i in range(0, len(label), 10_000):
+        columns = [column[i:i + 10_000] for column in sentences]
+        for e in tokenizer.encode_batch_fast(list(zip(*columns)) if len(columns) == 2 else columns[0]):
+            ids.append(np.array(e.ids, dtype=dtype))
+            lengths.append(len(e.ids))
+            first.append(len(e.ids) - sum(e.type_ids))
+    return Rows(np.concatenate(ids), np.cumsum(lengths), np.array(first), np.asarray(label))
+
+
+def load_task(name, tokenizer, max_length):
+    """Downloads (or takes from the cache) and tokenises one task. Returns a Dataset; raises BadInput."""
+    import datasets
+    try:
+        raw = quietly(datasets.load_dataset, REPOSITORY, name)
+    except Exception as error:  # many kinds, of several network libraries; none is swallowed
+        raise BadInput(f"the dataset {REPOSITORY} ({name}) could not be had ({reason(error)}); check the network, "
+                       "or run once where there is one: it is then read from the cache") from error
+    return tokenise(name, raw, tokenizer, max_length)
+
+
+def tokenise(name, raw, tokenizer, max_length):
+    """A Dataset from the raw splits, each checked: its columns, its rows, the range of its labels."""
+    labels = getattr(raw["train"].features.get("label"), "names", None)
+    splits = {}
+    for split in ("train", "validation"):
+        have, want = raw[split].column_names, (*TASKS[name].columns, "label")
+        if missing := [column for column in want if column not in have]:
+            raise BadInput(f"task {name}, {split}: no column {missing[0]!r}; it has {', '.join(have)}")
+        label = np.array(raw[split]["label"], dtype=np.int64 if labels else np.float32)
+        if len(label) == 0:
+            raise BadInput(f"task {name}, {split}: no rows; want at least one")
+        if labels and not ((0 <= label) & (label < len(labels))).all():
+            raise BadInput(f"task {name}, {split}: labels from {label.min()} to {label.max()}; "
+                           f"want 0 to {len(labels) - 1} ({', '.join(labels)})")
+        sentences = [raw[split][column][:] for column in TASKS[name].columns]
+        splits[split] = rows_from_text(sentences, label, tokenizer, max_length)
+    return Dataset(splits["train"], splits["validation"], labels)
+
+
+def batches(rows, batch_size, seed=None, pad_id=0):
+    """Batches of rows of about equal length, so that little of a batch is padding.
+
+    seed None: every row once, shortest first. seed (an int or several): every row once, in an order that the
+    seed decides: shuffled, sorted by length within pools of 32 batches, and the batches shuffled again.
+    Yields (row numbers, tensors of Rows.batch).
+    """
+    length, cuts = np.diff(rows.start), range(batch_size, len(rows), batch_size)
+    if seed is None:
+        groups = np.split(np.argsort(length, kind="stable"), cuts)
+    else:
+        rng = np.random.default_rng(seed)
+        pools = np.split(rng.permutation(len(rows)), range(32 * batch_size, len(rows), 32 * batch_size))
+        groups = np.split(np.concatenate([p[np.argsort(length[p], kind="stable")] for p in pools]), cuts)
+        rng.shuffle(groups)
+    for group in groups:
+        yield group, rows.batch(group, pad_id)
