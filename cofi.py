@@ -58,7 +58,7 @@ from data import (METRICS, TASKS, BadInput, batches, fetch, load_task, load_toke
 
 @dataclass
 class Config:
-    """The sizes of a BERT. Layers may differ, so a cut model is an ordinary BERT with uneven layers."""
+    """The sizes of a BERT. Layers may differ: a cut model is a BERT with uneven layers."""
     vocab: int
     positions: int            # position embeddings, so the longest sequence
     types: int                # kinds of segment: 2
@@ -79,7 +79,7 @@ def gate(x, z):
 
 
 class Norm(nn.LayerNorm):
-    """LayerNorm over the hidden dimensions that z_hidn keeps, as in the cut model, which has no others.
+    """LayerNorm over the hidden dimensions that z_hidn keeps, the only ones the cut model has.
 
     The paper leaves open over what to normalise. Masked sums keep all shapes static.
     """
@@ -138,14 +138,14 @@ class FFN(nn.Module):
 def alive(z_layer, z_units):
     """Whether a sub-layer has weights left: its own mask is open, and that of one of its units.
 
-    z_layer (...), z_units (..., n). Returns bool (...). In the paper a sub-layer dies by its own mask
-    alone; one without units has nothing left to compute either, so here it dies as well.
+    z_layer (...), z_units (..., n). Returns bool (...). In the paper a sub-layer dies by its own
+    mask alone; one without units has nothing left to compute either, so here it dies as well.
     """
     return (z_layer > 0) & (z_units > 0).any(-1)
 
 
 class Layer(nn.Module):
-    """One Transformer layer. A dead sub-layer is the identity, without LayerNorm: hence the speed."""
+    """One Transformer layer. A dead sub-layer is the identity, even its LayerNorm."""
 
     def __init__(self, config, h, f):
         super().__init__()
@@ -219,10 +219,10 @@ class BERT(nn.Module):
 
 
 def load_bert(model, config=None):
-    """A BERT with the weights of a model (folder or hub name), every tensor checked by name and shape.
+    """A BERT with the weights of a model (folder or hub name), each checked by name and shape.
 
-    config None: a fine-tuned model, its head included. Otherwise: a pre-trained one, which gets a new
-    head for config.labels, and a new pooler if its own is absent or was never trained (all biases 0).
+    config None: a fine-tuned model, its head included. Otherwise: a pre-trained one, which gets a
+    new head for config.labels, and a new pooler if its own is absent or untrained (all biases 0).
     Returns (BERT, notes): what a user should know, as lines. Raises BadInput.
     """
     notes, weights = [], read_weights(model)
@@ -232,14 +232,15 @@ def load_bert(model, config=None):
         new = {"classifier": "is for another task" if "classifier.weight" in weights else ""}
         if not weights.get("pooler.bias", torch.zeros(1)).any():
             new["pooler"] = "was never trained" if "pooler.bias" in weights else "is absent"
-        notes = [f"{model}: its {part} {why}, a new one is trained" for part, why in new.items() if why]
+        notes = [f"{model}: its {part} {why}, a new one is trained"
+                 for part, why in new.items() if why]
         fresh = {name: w for name, w in own.items() if name.split(".")[0] in new}
         weights = {name: w for name, w in weights.items() if name.split(".")[0] not in new} | fresh
     for name in sorted(own.keys() | weights.keys()):
         have, want = (tuple(w[name].shape) if name in w else "absent" for w in (weights, own))
         if have != want:
-            raise BadInput(f"{model}: {name} is {have} in pytorch_model.bin, but {want} by config.json; "
-                           "want the weights and the config of one model")
+            raise BadInput(f"{model}: {name} is {have} in pytorch_model.bin, but {want} by "
+                           "config.json; want the weights and the config of one model")
     bert.load_state_dict(weights)
     return bert, notes
 
@@ -249,7 +250,7 @@ def load_bert(model, config=None):
 # --------------------------------------------------------------------------------------------------
 
 BETA, LEFT, RIGHT, EPS = 2 / 3, -0.1, 1.1, 1e-6   # Louizos et al. 2018: temperature, stretch, guard
-START = 3.0       # of every log_alpha, P(z > 0) = .99: all nearly open (the authors: FFN units at .83)
+START = 3.0       # of log_alpha, plus noise: all nearly open, .99 (the authors' FFN units: .83)
 BOUND = 5.0       # |log_alpha| stays under it, where sampled masks still have a gradient; ours
 
 
@@ -275,12 +276,12 @@ def p_open(log_alpha):
 
 
 def soft_z(log_alpha):
-    """The final value of a mask that stays open. 0.8 is an empirical constant of the authors' library."""
+    """The final value of a mask that stays open. 0.8: a constant of the authors' library."""
     return torch.sigmoid(log_alpha / BETA * 0.8)                    # final z
 
 
 class Masks(nn.Module):
-    """log_alpha of every mask. A group not in `groups` is switched off: log_alpha inf, open for ever."""
+    """log_alpha of every mask. A group not in `groups` is off: log_alpha inf, masks open."""
 
     GROUPS = ("z_mha", "z_head", "z_ffn", "z_int", "z_hidn")
 
@@ -290,7 +291,7 @@ class Masks(nn.Module):
         shapes = (L,), (L, config.heads[0]), (L,), (L, config.ffn[0]), (config.d,)
         for group, shape in zip(self.GROUPS, shapes):
             if group in groups:
-                self.register_parameter(group, nn.Parameter(torch.full(shape, START)))
+                self.register_parameter(group, nn.Parameter(START + 0.01 * torch.randn(shape)))
             else:
                 self.register_buffer(group, torch.full(shape, torch.inf))
 
@@ -302,19 +303,15 @@ class Masks(nn.Module):
         """{group: z}: one draw, for a whole batch."""
         return {group: sample_z(a) for group, a in self.log_alpha().items()}
 
-    def sparsity(self):
-        """The expected sparsity s, a scalar with a gradient: P(z > 0) in place of every z."""
-        full = size(self.k, **{group: torch.ones_like(a) for group, a in self.log_alpha().items()})
-        return 1 - size(self.k, **{group: p_open(a) for group, a in self.log_alpha().items()}) / full
-
-    def reach(self):
-        """The sparsity of a network whose masks are all closed, as far as they are not switched off."""
-        closed = {group: a.isinf().double() for group, a in self.log_alpha().items()}
-        return 1 - (size(self.k, **closed) / size(self.k, **{g: torch.ones_like(z) for g, z in closed.items()})).item()
+    def sparsity(self, z=None):
+        """The sparsity s of masks z; without z the expected one, a scalar with a gradient."""
+        z = z or {group: p_open(a) for group, a in self.log_alpha().items()}
+        full = {group: torch.ones_like(mask) for group, mask in z.items()}
+        return 1 - size(self.k, **z) / size(self.k, **full)         # ()             §3.1 sparsity
 
     @torch.no_grad()
     def clamp(self):
-        """Keeps log_alpha within BOUND. A floor for P(z > 0), but only here: decide() knows none."""
+        """Keeps log_alpha within BOUND, so P(z > 0) over .03; decide() knows no such floor."""
         for log_alpha in self.parameters():
             log_alpha.clamp_(-BOUND, BOUND)
 
@@ -327,10 +324,10 @@ class Masks(nn.Module):
 def size(k, z_mha, z_head, z_ffn, z_int, z_hidn):
     """The weights of the encoder's matrices whose masks are all open. BERT-base: 84,934,656.
 
-    Expected with P(z > 0), exact with z > 0 as 0 and 1. Embeddings, biases and LayerNorm do not count.
+    Expected with P(z > 0), exact with 0 and 1. Embeddings, biases and LayerNorm do not count.
     """
-    mha = 4 * k * torch.einsum("l,li,j->", z_mha, z_head, z_hidn)   # ()             §3.1 expected size
-    ffn = 2 * torch.einsum("l,li,j->", z_ffn, z_int, z_hidn)        # ()             §3.1 expected size
+    mha = 4 * k * torch.einsum("l,li,j->", z_mha, z_head, z_hidn)   # ()          §3.1 expected size
+    ffn = 2 * torch.einsum("l,li,j->", z_ffn, z_int, z_hidn)        # ()          §3.1 expected size
     return mha + ffn
 
 
@@ -339,7 +336,7 @@ def encoder_parameters(bert):
     return sum(weight.numel() for weight in bert.layers.parameters() if weight.dim() == 2)
 
 
-LAMBDA2 = 100.0   # ours: lambda2 starts here, not at 0, so that the pull answers the gap from the start
+LAMBDA2 = 100.0   # ours: where lambda2 starts. From 0, lambda1 alone pulls: too late, then too far
 
 
 def lagrangian(s, t, lambda1, lambda2):
@@ -365,8 +362,8 @@ def label_loss(logits, label):
 def pred_loss(student, teacher, temperature):
     """L_pred: KL divergence from the teacher's distribution, or for regression MSE to its value.
 
-    student, teacher (B, classes). The paper writes KL(p_s || p_t); here, as in the authors' code, the
-    teacher is the target, and T^2 keeps the gradient's size independent of the temperature T.
+    student, teacher (B, classes). The paper writes KL(p_s || p_t); here, as in the authors' code,
+    the teacher is the target, and T^2 undoes what the temperature T does to the gradient's size.
     """
     if student.shape[-1] == 1:
         return F.mse_loss(student, teacher)                         # ()             §3.2 L_pred
@@ -399,7 +396,7 @@ def match(distance, is_open, matching):
 
     distance (n, L): of teaching layer i to student layer j; is_open (L) bool.
     free: the closest open one. ordered: the closest open one below the one matched to the teaching
-    layer above, from the top down. Returns m (n), and found (n) bool: False if no candidate was left.
+    layer above, from the top down. Returns m (n) and found (n) bool, False where none was left.
     """
     n, L = distance.shape
     layer = torch.arange(L, device=distance.device)
@@ -416,8 +413,8 @@ def match(distance, is_open, matching):
 def layer_loss(student, teacher, real, W_layer, is_open, matching):
     """L_layer: MSE of W_layer H_s^m(i) to H_t^i over the tokens that are no padding, summed over i.
 
-    student, teacher: the hidden states of their layers, each (B, T, d); real (B, T) bool; W_layer: a
-    Linear from the student's d to the teacher's. matching: free, ordered, or fixed (m(i) = i).
+    student, teacher: the hidden states of their layers, each (B, T, d); real (B, T) bool; W_layer:
+    a Linear from the student's d to the teacher's. matching: free, ordered, or fixed (m(i) = i).
     Returns L_layer and m (n), with -1 for a teaching layer that found no student; its term is 0.
     """
     layers = [i - 1 for i in teacher_layers(len(teacher))]
@@ -445,7 +442,7 @@ def layer_loss(student, teacher, real, W_layer, is_open, matching):
 
 
 def largest(good, low, high):
-    """The largest number at which `good` holds, by bisection: it must hold below it and fail above it.
+    """The largest number at which `good` holds, by bisection: it holds below and fails above it.
 
     Example:
     >>> round(largest(lambda x: x * x <= 2, 0.0, 2.0), 6)
@@ -458,24 +455,25 @@ def largest(good, low, high):
 
 
 def rank(score):
-    """The place of each score within its row, 0 for the highest; of equals the first comes first."""
+    """The place of each score in its row, 0 for the highest; of equals the first comes first."""
     return score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
 
 @torch.no_grad()
 def decide(masks, t):
-    """The final masks: the largest structure that fits the budget, so that sparsity is t or just above.
+    """The final masks: the largest structure within the budget, so of sparsity t or just above it.
 
     Every group keeps as many open as it expects, the highest log_alpha first, and a layer stays if
-    P(z > 0) >= .5. Only the finest group (FFN units; if those are off, hidden dimensions, heads, layers)
-    is ranked across all layers and fills what the others leave of the budget. If it cannot, all
-    log_alpha are first shifted alike, by as little as will do. (Paper: the size is what comes out.)
+    P(z > 0) >= .5. Only the finest group (FFN units; if those are off, hidden dimensions, heads or
+    layers) is ranked across all layers, and fills what the others leave of the budget. If it
+    cannot, all log_alpha are first shifted alike, by as little as will do. (Paper: no such step.)
     Returns {group: z}: 0 if closed, its soft value if open, 1 if the group is switched off.
     """
     alphas = {group: a.detach().cpu().double() for group, a in masks.log_alpha().items()}
     fine = next(group for group in ("z_int", "z_hidn", "z_head", "z_mha", "z_ffn")
                 if alphas[group].isfinite().all())
-    place = {group: rank(a.flatten() if group == fine else a).view_as(a) for group, a in alphas.items()}
+    place = {group: rank(a.flatten() if group == fine else a).view_as(a)
+             for group, a in alphas.items()}
     everything = alphas[fine].numel()
     full = size(masks.k, **{group: torch.ones_like(a) for group, a in alphas.items()}).item()
     budget = math.floor((1 - t) * full + 1e-6)
@@ -493,21 +491,23 @@ def decide(masks, t):
     def fits(shift, n):
         return size(masks.k, **structure(shift, n)).item() <= budget
 
-    most = largest(lambda shift: fits(shift, 0), -40.0, 40.0)       # above: too large even if empty
-    least = largest(lambda shift: fits(shift, everything), -40.0, 40.0)     # below: small even if full
+    least = largest(lambda shift: fits(shift, everything), -40.0, 40.0)     # up to here: never full
+    most = largest(lambda shift: fits(shift, 0), -40.0, 40.0)               # from here: always over
     shift = min(max(0.0, least + 1e-6), most)
-    z = structure(shift, math.floor(largest(lambda n: fits(shift, math.floor(n)), 0, everything + 1)))
+    n = math.floor(largest(lambda n: fits(shift, math.floor(n)), 0, everything + 1))
+    z = structure(shift, n)
     for layer, units in (("z_mha", "z_head"), ("z_ffn", "z_int")):  # close what can have no effect
         z[layer] = z[layer] * (z[units] > 0).any(-1)
         z[units] = z[units] * z[layer][:, None]
-    return {group: (z[group] * soft_z(a)).to(masks.log_alpha()[group]) for group, a in alphas.items()}
+    return {group: (z[group] * soft_z(alphas[group])).to(a)
+            for group, a in masks.log_alpha().items()}
 
 
 @torch.no_grad()
 def cut(bert, z):
-    """The network that is left: what is behind a closed mask removed, soft values folded into weights.
+    """The network that is left: what a closed mask hides removed, soft values folded into weights.
 
-    z: the five masks, as from decide(). Returns a new BERT; its logits equal those of the masked one.
+    z: the five masks, as from decide(). Returns a new BERT; its logits equal the masked one's.
     """
     c, on = bert.config, {group: mask > 0 for group, mask in z.items()}
     H, z_hidn = on["z_hidn"], z["z_hidn"]                           # (d), (d)
@@ -553,20 +553,20 @@ def cut(bert, z):
 
 
 def setting(default, text, **allowed):
-    """A field of Settings: default, help, and what is allowed: between=(low, high) or among=(...)."""
+    """A field of Settings: default, help, and what is allowed: between=(low, high), among=(...)."""
     return field(default=default, metadata={"help": text, **allowed})
 
 
 @dataclass
 class Settings:
-    """All that a user can set; every field is a flag. None: by the size of the task, see BY_SIZE."""
+    """All that a user can set; every field is a flag. None: it depends on the task, see BY_SIZE."""
     task: str = setting("rte", "task of GLUE", among=tuple(TASKS))
     sparsity: float = setting(0.95, "share of the encoder's weights to prune; paper: .60 to .95",
                               between=(0, 0.99))
     model: str = setting("google-bert/bert-base-uncased", "pre-trained BERT, hub name or folder")
-    teacher: str = setting("", "fine-tuned BERT to learn from, hub name or folder; else one is trained")
+    teacher: str = setting("", "fine-tuned BERT, hub name or folder; else one is trained")
     masks: str = setting("mha,head,ffn,int,hidn", "masks to learn, others stay open; paper: all")
-    matching: str = setting(None, "layer matching; paper: ordered on small sets, free on large ones",
+    matching: str = setting(None, "layer matching; paper: ordered on small sets, else free",
                             among=("free", "ordered", "fixed"))
     layer_weight: float = setting(0.9, "weight of L_layer, 0: off; paper: .9, .7 or .5 by grid",
                                   between=(0, 1000))
@@ -578,14 +578,15 @@ class Settings:
     teacher_epochs: float = setting(None, "epochs of the teacher; ours", between=(0.001, 1e4))
     prune_epochs: float = setting(None, "epochs of pruning in all; paper: 100 small sets, 20 large",
                                   between=(0.001, 1e4))
-    finetune_epochs: float = setting(None, "epochs of the cut model; paper: 20", between=(0.001, 1e4))
+    finetune_epochs: float = setting(None, "epochs of the cut model; paper: 20",
+                                     between=(0.001, 1e4))
     start: float = setting(None, "share of pruning before the first mask; paper: 4/100, 1/20",
                            between=(0, 0.9))
     warmup: float = setting(None, "share of pruning while t rises; paper: 20/100, 2/20",
                             between=(0, 0.9))
     teacher_lr: float = setting(3e-5, "learning rate of the teacher; ours", between=(1e-9, 1))
     lr: float = setting(2e-5, "learning rate while pruning; paper: 2e-5", between=(1e-9, 1))
-    finetune_lr: float = setting(2e-5, "learning rate of the cut model; paper: 1e-5 to 3e-5 by grid",
+    finetune_lr: float = setting(2e-5, "learning rate of the cut model; paper: 1e-5, 2e-5, 3e-5",
                                  between=(1e-9, 1))
     mask_lr: float = setting(0.01, "learning rate of log_alpha; paper: .01", between=(1e-9, 10))
     lambda_lr: float = setting(0.1, "learning rate of lambda1 and lambda2; ours", between=(0, 1000))
@@ -593,7 +594,7 @@ class Settings:
     out: str = setting("out", "folder of runs and teachers")
     device: str = setting("auto", "auto: the best there is", among=("auto", "cpu", "cuda", "mps"))
     bf16: bool = setting(True, "bfloat16 autocast, where the hardware computes in it")
-    max_steps: int = setting(0, "end every stage after so many steps, its schedule pressed together",
+    max_steps: int = setting(0, "end every stage after so many steps, its schedule squeezed",
                              between=(0, 2**31))
 
 
@@ -603,7 +604,7 @@ BY_SIZE = {       # the paper's table of hyper-parameters; teacher_epochs is our
     "large": {"matching": "free", "teacher_epochs": 3, "prune_epochs": 20, "start": 1 / 20,
               "warmup": 2 / 20, "finetune_epochs": 20},
 }
-MASK_STEPS = 10_000   # ours: in a run of fewer steps, mask_lr and lambda_lr grow to cover the distance
+MASK_STEPS = 10_000   # ours: in a run of fewer steps, mask_lr and lambda_lr grow, at most 20 times
 
 
 def defaults(task):
@@ -627,8 +628,8 @@ def check(s):
             raise BadInput(f"--masks {s.masks}: there is no mask {name!r}; want some of "
                            "mha,head,ffn,int,hidn, with commas between")
     if s.start + s.warmup > 1:
-        raise BadInput(f"--start {s.start:g} --warmup {s.warmup:g}: together more than the whole of "
-                       "pruning; want at most 1")
+        raise BadInput(f"--start {s.start:g} --warmup {s.warmup:g}: more than all of pruning; "
+                       "want at most 1 together")
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not has.get(s.device, True):
         raise BadInput(f"--device {s.device}: there is none here; want cpu, or auto")
@@ -669,13 +670,14 @@ def stream(rows, batch_size, seed, total):
 def objective(out, out_t, label, real, s, W_layer, is_open):
     """The loss of the network: pred_weight L_pred + layer_weight L_layer (§3.2).
 
-    out: of the student; out_t: of the teacher, or None. Labels count only where L_pred does not: without
-    a teacher, or with pred_weight 0. Returns the loss, [L_pred, L_layer], and the matching m or None.
+    out: of the student; out_t: of the teacher, or None. Labels count only where L_pred does not:
+    without a teacher, or with pred_weight 0. Returns the loss, (L_pred, L_layer), and m or None.
     """
     pred, weight = label_loss(out.logits.float(), label), 1.0
     layer, m = torch.zeros_like(pred), None
     if out_t and s.pred_weight:
-        pred, weight = pred_loss(out.logits.float(), out_t.logits.float(), s.temperature), s.pred_weight
+        pred = pred_loss(out.logits.float(), out_t.logits.float(), s.temperature)
+        weight = s.pred_weight
     if out_t and s.layer_weight:
         layer, m = layer_loss(out.hidden[1:], out_t.hidden[1:], real, W_layer, is_open, s.matching)
     return weight * pred + s.layer_weight * layer, torch.stack([pred, layer]).detach(), m
@@ -711,7 +713,8 @@ def train(stage, bert, data, s, log, teacher=None, W_layer=None, masks=None):
             with torch.no_grad():
                 out_t = teacher(**x) if distil else None
             out = bert(**x, **z)
-            loss, parts, m = objective(out, out_t, label, x["real"], s, W_layer, open_layers(bert, z))
+            is_open = open_layers(bert, z)
+            loss, parts, m = objective(out, out_t, label, x["real"], s, W_layer, is_open)
         if z:
             sparsity = masks.sparsity()
             t = s.sparsity * min((step - start) / max(warmup, 1), 1)
@@ -729,11 +732,11 @@ def train(stage, bert, data, s, log, teacher=None, W_layer=None, masks=None):
         if step % lines == 0 or step == total:
             score = evaluate(bert, data.dev, TASKS[s.task].metrics, decide(masks, t) if z else {})
             pred, layer = (sums / (step % lines or lines)).tolist()
-            lagrange = zip(("s", "t", "lambda1", "lambda2"), (sparsity.item(), t, *lambdas.tolist())) \
-                if z else ()
+            pull = [sparsity.item(), t, *lambdas.tolist()] if z else []
             log({"stage": stage, "step": step, "of": total, "L_pred": pred, "L_layer": layer,
-                 **dict(lagrange), "score": score[TASKS[s.task].metrics[0]],
-                 "m": None if m is None else m.tolist(), "seconds": time.perf_counter() - began})
+                 **dict(zip(("s", "t", "lambda1", "lambda2"), pull)),
+                 "score": score[TASKS[s.task].metrics[0]], "m": None if m is None else m.tolist(),
+                 "seconds": time.perf_counter() - began})
             sums = 0
     return None if m is None else m.tolist()
 
@@ -743,10 +746,10 @@ def train(stage, bert, data, s, log, teacher=None, W_layer=None, masks=None):
 # --------------------------------------------------------------------------------------------------
 
 LEGEND = """\
-L_pred    mean since the line before    s        expected sparsity           score  of the dev set
-L_layer   the same; both unweighted     t        its target                  m      student layer of
-          (L_pred: of the labels,       lambda1  pull towards t, learned            each teaching layer,
-          where there is no teacher)    lambda2  pull towards t, spring             . if it has none
+L_pred   mean since the last line,     s        expected sparsity         score  of the dev set
+         of the labels if no teacher   t        its target                m      which student layer
+L_layer  mean since the last line;     lambda1  pull towards t                   learns from each of
+         both before their weights     lambda2  spring towards t                 the teaching layers
 
 stage       step   L_pred  L_layer       s       t   lambda1   lambda2   score  m"""
 
@@ -802,11 +805,11 @@ def draw(config, z, m=None):
 def speedup(dense, small, batch_sizes=(1, 32, 128), length=128, seconds=5.0):
     """How many times faster the small network is: {batch size: ratio of the median times}.
 
-    Forward passes in fp32 over random tokens without padding. The two take turns, so that whatever else
-    the machine is doing meets both; at least three turns, and more until `seconds` have passed.
+    Forward passes in fp32 over random tokens without padding. The two take turns, so that whatever
+    else the machine does meets both; at least three turns, and more until `seconds` have passed.
     """
     device, ratio, times = dense.classifier.weight.device, {}, {}
-    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, int)
     models = [model.eval() for model in (dense, small)]
     for rows in batch_sizes:
         ids = torch.randint(dense.config.vocab, (rows, min(length, dense.config.positions)))
@@ -831,8 +834,8 @@ def report(r, picture):
     print(f"sparsity   {r['sparsity']:.5f}, asked for {r['target_sparsity']:g}")
     print(f"weights    encoder {r['dense_encoder_parameters']:,} -> {r['encoder_parameters']:,}   "
           f"with embeddings {r['dense_total_parameters']:,} -> {r['total_parameters']:,}")
-    print("speed-up   " + "   ".join(f"{x:.1f}x at batch {rows}" for rows, x in r["speedup"].items())
-          + f"   (length 128, fp32, {r['device']})")
+    times = [f"{x:.1f}x at batch {rows}" for rows, x in r["speedup"].items()]
+    print(f"speed-up   {'   '.join(times)}   (length 128, fp32, {r['device']})")
     print("minutes    " + "   ".join(f"{name} {x / 60:.1f}" for name, x in r["seconds"].items()))
 
 
@@ -845,10 +848,10 @@ OF_TEACHER = ("task", "model", "seed", "batch_size", "max_length", "teacher_epoc
 
 
 def folder_for(s, first, names):
-    """The folder of a run or a teacher under s.out: `first`, then the settings that are not the default."""
+    """The folder of a run or teacher under s.out: `first`, then every setting that was changed."""
     usual = asdict(defaults(s.task))
-    changed = [f"{name}={Path(str(value)).name}" for name, value in asdict(s).items()
-               if name in names and value != usual[name]]
+    changed = [f"{name}={Path(value).name if isinstance(value, str) else format(value, 'g')}"
+               for name, value in asdict(s).items() if name in names and value != usual[name]]
     return Path(s.out) / re.sub(r"[^\w.,=-]", "_", "-".join(first + changed))
 
 
@@ -894,13 +897,14 @@ def save(folder, bert, tokenizer, result):
 
 def run(s):
     """One run, from teacher to report. Returns the folder it leaves."""
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device, metrics = torch.device(best if s.device == "auto" else s.device), TASKS[s.task].metrics
+    torch.manual_seed(s.seed)
+    device, metrics = pick_device(s.device), TASKS[s.task].metrics
     config, tokenizer = Config(**read_config(s.model)), load_tokenizer(s.model)
     masks = Masks(config, [f"z_{name}" for name in s.masks.split(",")]).to(device)
-    if s.sparsity > masks.reach():
-        raise BadInput(f"--sparsity {s.sparsity:g} --masks {s.masks}: these masks reach {masks.reach():.3f} at "
-                       "most; want a lower sparsity or more masks")
+    reach = masks.sparsity({group: a.isinf().double() for group, a in masks.log_alpha().items()})
+    if s.sparsity > reach:
+        raise BadInput(f"--sparsity {s.sparsity:g} --masks {s.masks}: these masks alone reach only "
+                       f"{reach:.3f}; want a lower sparsity, or more masks")
     data = load_task(s.task, tokenizer, min(s.max_length, config.positions))
     config = replace(config, labels=data.labels, task=s.task)
     names = {f.name for f in fields(s)} - {"task", "sparsity", "out", "device"}
@@ -940,6 +944,12 @@ def run(s):
     return folder
 
 
+def pick_device(name):
+    """auto: the best device there is."""
+    best = "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else best)
+
+
 def device_name(device):
     """What the run ran on, for people."""
     if device.type == "cuda":
@@ -951,7 +961,7 @@ def evaluate_folder(folder):
     """--evaluate: the dev scores of the model of a run, computed again."""
     bert, _ = load_bert(folder)
     if bert.config.task not in TASKS:
-        raise BadInput(f"--evaluate {folder}: its config.json names no task; want the folder of a run")
+        raise BadInput(f"--evaluate {folder}: config.json names no task; want the folder of a run")
     length = json.loads(fetch(folder, "result.json").read_text())["settings"]["max_length"]
     data = load_task(bert.config.task, load_tokenizer(folder), min(length, bert.config.positions))
     for name, value in evaluate(bert, data.dev, TASKS[bert.config.task].metrics).items():
@@ -959,11 +969,11 @@ def evaluate_folder(folder):
 
 
 def predict(folder, sentences):
-    """--predict: the labels of a sentence or pair with their probabilities, or the value of a regression."""
+    """--predict: the labels of a sentence or pair with probabilities, or a regression's value."""
     bert, _ = load_bert(folder)
     columns = TASKS[bert.config.task].columns if bert.config.task in TASKS else sentences[:2]
     if len(sentences) != len(columns) or not sentences:
-        raise BadInput(f"--predict {folder}: got {len(sentences)} sentences; want {len(columns) or 1}")
+        raise BadInput(f"--predict {folder}: {len(sentences)} sentences; want {len(columns) or 1}")
     rows = rows_from_text([[text] for text in sentences], np.zeros(1), load_tokenizer(folder),
                           bert.config.positions)
     with torch.no_grad():

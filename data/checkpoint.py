@@ -1,4 +1,4 @@
-"""A model on disk: config.json and pytorch_model.bin, under the names that every BERT checkpoint uses."""
+"""A model on disk: config.json and pytorch_model.bin, named as in every BERT checkpoint."""
 import json
 import re
 
@@ -26,10 +26,10 @@ MUST_BE = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type"
 
 
 def read_config(model):
-    """The fields of cofi.Config of a model (a folder or a hub name), from its config.json. Raises BadInput.
+    """The sizes of a model (a folder or a hub name), as keywords, from its config.json.
 
     Beside the keys of every BERT it understands those that write_checkpoint adds for a cut model:
-    attention_head_size, heads_per_layer, ffn_per_layer, pooler_size.
+    attention_head_size, heads_per_layer, ffn_per_layer, pooler_size. Raises BadInput.
     """
     path = fetch(model, "config.json")
     try:
@@ -75,22 +75,24 @@ def read_weights(model):
 
 
 def write_checkpoint(folder, config, weights, tokenizer):
-    """Writes config.json, pytorch_model.bin and tokenizer.json into a folder: tensors and JSON only.
+    """Writes config.json, pytorch_model.bin and tokenizer.json to a folder: tensors and JSON only.
 
-    config: the fields of cofi.Config; weights: a state dict under our names; tokenizer: of the library.
+    config: sizes as from read_config; weights: {our name: tensor}; tokenizer: of the library.
     """
     c, theirs_of = config, {}
     for name, tensor in weights.items():
         for theirs, mine in reversed(NAMES):
             name = name.replace(mine, theirs)
-        theirs_of[name if name.startswith("classifier.") else f"bert.{name}"] = tensor.cpu().contiguous()
-    out = {"architectures": ["BertForSequenceClassification"], **MUST_BE, "finetuning_task": c["task"],
-           "vocab_size": c["vocab"], "max_position_embeddings": c["positions"], "type_vocab_size": c["types"],
+        prefix = "" if name.startswith("classifier.") else "bert."
+        theirs_of[prefix + name] = tensor.cpu().contiguous()
+    out = {"architectures": ["BertForSequenceClassification"], **MUST_BE,
+           "finetuning_task": c["task"], "vocab_size": c["vocab"],
+           "max_position_embeddings": c["positions"], "type_vocab_size": c["types"],
            "hidden_size": c["d"], "num_hidden_layers": len(c["heads"]),
            "num_attention_heads": max(c["heads"]), "intermediate_size": max(c["ffn"]),
-           "attention_head_size": c["k"], "heads_per_layer": c["heads"], "ffn_per_layer": c["ffn"],
-           "pooler_size": c["pooler"], "layer_norm_eps": c["eps"], "hidden_dropout_prob": c["dropout"],
-           "attention_probs_dropout_prob": c["dropout"]}
+           "attention_head_size": c["k"], "heads_per_layer": c["heads"],
+           "ffn_per_layer": c["ffn"], "pooler_size": c["pooler"], "layer_norm_eps": c["eps"],
+           "hidden_dropout_prob": c["dropout"], "attention_probs_dropout_prob": c["dropout"]}
     if c["labels"]:
         out |= {"id2label": dict(enumerate(c["labels"])),
                 "label2id": {name: i for i, name in enumerate(c["labels"])}}

@@ -31,7 +31,7 @@ TASKS = {
 class Rows:
     """Tokenised rows, packed end to end: two bytes a token and no Python object a row.
 
-    Row i is ids[start[i]:start[i + 1]]; its first `first[i]` tokens are segment 0, the rest segment 1.
+    Row i is ids[start[i]:start[i + 1]]; its first first[i] tokens are segment 0, the rest 1.
     """
     ids: np.ndarray           # (tokens,) uint16, or int32 for a vocabulary over 65,536
     start: np.ndarray         # (n + 1,)
@@ -44,35 +44,37 @@ class Rows:
     def batch(self, rows, pad_id=0):
         """Tensors of the given rows, padded to the longest of them.
 
-        Returns ids (B, T) int64, segments (B, T) int64, real (B, T) bool, True where no padding is, label (B,).
+        Returns {"ids": (B, T) int64, "segments": (B, T) int64, "real": (B, T) bool, False at
+        padding, "label": (B,)}.
         """
         length = self.start[rows + 1] - self.start[rows]
-        column = np.arange(length.max())                                         # (T,)
-        real = column < length[:, None]                                          # (B, T)
+        column = np.arange(length.max())                            # (T)
+        real = column < length[:, None]                             # (B, T)
         ids = np.full(real.shape, pad_id, dtype=np.int64)
         ids[real] = np.concatenate([self.ids[self.start[r]:self.start[r + 1]] for r in rows])
-        segments = (column >= self.first[rows][:, None]) & real
-        return {"ids": torch.from_numpy(ids), "segments": torch.from_numpy(segments.astype(np.int64)),
-                "real": torch.from_numpy(real), "label": torch.from_numpy(self.label[rows])}
+        segments = ((column >= self.first[rows][:, None]) & real).astype(np.int64)
+        arrays = {"ids": ids, "segments": segments, "real": real, "label": self.label[rows]}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 @dataclass
 class Dataset:
-    """One task, tokenised. labels: the class names in the order of the class numbers; None for regression."""
+    """One task, tokenised. labels: the class names, by class number; None for regression."""
     train: Rows
     dev: Rows
     labels: list | None
 
 
 def load_tokenizer(model):
-    """The tokenizer of a model, from its tokenizer.json, or from the vocab.txt of the oldest checkpoints."""
+    """The tokenizer of a model: its tokenizer.json, or the vocab.txt of the oldest checkpoints."""
     from tokenizers import Tokenizer
     from tokenizers.implementations import BertWordPieceTokenizer
     path = fetch(model, "tokenizer.json", optional=True)
     if path is None:
-        settings = fetch(model, "tokenizer_config.json", optional=True)
-        lowercase = json.loads(settings.read_text()).get("do_lower_case", True) if settings else True
-        return BertWordPieceTokenizer(str(fetch(model, "vocab.txt")), lowercase=lowercase)._tokenizer
+        path = fetch(model, "tokenizer_config.json", optional=True)
+        lowercase = json.loads(path.read_text()).get("do_lower_case", True) if path else True
+        vocab = str(fetch(model, "vocab.txt"))
+        return BertWordPieceTokenizer(vocab, lowercase=lowercase)._tokenizer
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -80,7 +82,7 @@ def load_tokenizer(model):
 
 
 def rows_from_text(sentences, label, tokenizer, max_length):
-    """Tokenises. sentences: one or two columns (lists of n strings); label: (n,) array. Returns Rows.
+    """Tokenises. sentences: one or two columns, lists of n strings; label: (n,). Returns Rows.
 
     A row longer than max_length loses tokens at the end of its longer sentence first.
     """
@@ -89,7 +91,8 @@ def rows_from_text(sentences, label, tokenizer, max_length):
     ids, lengths, first = [], [0], []
     for i in range(0, len(label), 10_000):
         columns = [column[i:i + 10_000] for column in sentences]
-        for e in tokenizer.encode_batch_fast(list(zip(*columns)) if len(columns) == 2 else columns[0]):
+        texts = list(zip(*columns)) if len(columns) == 2 else columns[0]
+        for e in tokenizer.encode_batch_fast(texts):
             ids.append(np.array(e.ids, dtype=dtype))
             lengths.append(len(e.ids))
             first.append(len(e.ids) - sum(e.type_ids))
@@ -97,24 +100,25 @@ def rows_from_text(sentences, label, tokenizer, max_length):
 
 
 def load_task(name, tokenizer, max_length):
-    """Downloads (or takes from the cache) and tokenises one task. Returns a Dataset; raises BadInput."""
+    """Downloads one task, or takes it from the cache, and tokenises it. Raises BadInput."""
     import datasets
     try:
         raw = quietly(datasets.load_dataset, REPOSITORY, name)
     except Exception as error:  # many kinds, of several network libraries; none is swallowed
-        raise BadInput(f"the dataset {REPOSITORY} ({name}) could not be had ({reason(error)}); check the network, "
-                       "or run once where there is one: it is then read from the cache") from error
+        raise BadInput(f"the dataset {REPOSITORY} ({name}) could not be had ({reason(error)}); "
+                       "check the network, or run once where there is one: then it is cached") from error
     return tokenise(name, raw, tokenizer, max_length)
 
 
 def tokenise(name, raw, tokenizer, max_length):
-    """A Dataset from the raw splits, each checked: its columns, its rows, the range of its labels."""
+    """A Dataset from the raw splits, each checked: columns, rows, the range of the labels."""
     labels = getattr(raw["train"].features.get("label"), "names", None)
     splits = {}
     for split in ("train", "validation"):
         have, want = raw[split].column_names, (*TASKS[name].columns, "label")
         if missing := [column for column in want if column not in have]:
-            raise BadInput(f"task {name}, {split}: no column {missing[0]!r}; it has {', '.join(have)}")
+            raise BadInput(f"task {name}, {split}: no column {missing[0]!r}; it has "
+                           f"{', '.join(have)}; want the columns of {REPOSITORY}")
         label = np.array(raw[split]["label"], dtype=np.int64 if labels else np.float32)
         if len(label) == 0:
             raise BadInput(f"task {name}, {split}: no rows; want at least one")
@@ -129,17 +133,18 @@ def tokenise(name, raw, tokenizer, max_length):
 def batches(rows, batch_size, seed=None, pad_id=0):
     """Batches of rows of about equal length, so that little of a batch is padding.
 
-    seed None: every row once, shortest first. seed (an int or several): every row once, in an order that the
-    seed decides: shuffled, sorted by length within pools of 32 batches, and the batches shuffled again.
+    Every row comes once. seed None: shortest first. seed (an int or several): shuffled, sorted by
+    length within pools of 32 batches, and the batches shuffled again.
     Yields (row numbers, tensors of Rows.batch).
     """
     length, cuts = np.diff(rows.start), range(batch_size, len(rows), batch_size)
     if seed is None:
         groups = np.split(np.argsort(length, kind="stable"), cuts)
     else:
-        rng = np.random.default_rng(seed)
-        pools = np.split(rng.permutation(len(rows)), range(32 * batch_size, len(rows), 32 * batch_size))
-        groups = np.split(np.concatenate([p[np.argsort(length[p], kind="stable")] for p in pools]), cuts)
+        rng, pool = np.random.default_rng(seed), 32 * batch_size
+        pools = np.split(rng.permutation(len(rows)), range(pool, len(rows), pool))
+        order = np.concatenate([p[np.argsort(length[p], kind="stable")] for p in pools])
+        groups = np.split(order, cuts)
         rng.shuffle(groups)
     for group in groups:
         yield group, rows.batch(group, pad_id)

@@ -3,8 +3,11 @@ import re
 from pathlib import Path
 
 
+FILES = "config.json, pytorch_model.bin and tokenizer.json"
+
+
 class BadInput(Exception):
-    """Something the user gave cannot be used. The message is one line: the value and the remedy."""
+    """What the user gave cannot be used. The message is one line: the value and the remedy."""
 
 
 def quietly(call, *args, **kwargs):
@@ -31,19 +34,19 @@ def fetch(name, filename, optional=False):
         path = folder / filename
         if path.is_file() or optional:
             return path if path.is_file() else None
-        raise BadInput(f"{lacking}; want a folder with config.json, pytorch_model.bin and tokenizer.json")
+        raise BadInput(f"{lacking}; want a folder with {FILES}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise BadInput(f"{name}: neither a folder here nor a hub name like google-bert/bert-base-uncased")
+        raise BadInput(f"{name}: neither a folder here nor a hub name; want one with {FILES}")
     try:
         return Path(quietly(hf_hub_download, str(name), filename))
     except Exception as error:  # many kinds, of several network libraries; none is swallowed
-        absent = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
-        if absent and optional:
-            return None
-        if absent:
-            raise BadInput(f"{lacking}; want a model with pytorch_model.bin and tokenizer.json") from error
-        raise BadInput(f"{filename} of the model {name} could not be had ({reason(error)}); check the name and the "
-                       "network, or give a folder with config.json, pytorch_model.bin and tokenizer.json") from error
+        absent = isinstance(error, EntryNotFoundError)
+        if absent and not isinstance(error, LocalEntryNotFoundError):     # Local: no connection
+            if optional:
+                return None
+            raise BadInput(f"{lacking}; want a model with {FILES}") from error
+        raise BadInput(f"{filename} of the model {name} could not be had ({reason(error)}); check "
+                       f"the name and the network, or give a folder with {FILES}") from error
 
 
 def reason(error):

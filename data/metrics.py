@@ -1,4 +1,4 @@
-"""The scores of GLUE, in numpy. Each takes (n,) predictions and (n,) labels and returns a float in [-1, 1]."""
+"""The scores of GLUE, in numpy: from predictions (n,) and labels (n,) to a float, at best 1."""
 import numpy as np
 
 
@@ -18,18 +18,20 @@ def f1(predicted, label):
 
 
 def matthews(predicted, label):
-    """Correlation of two binary vectors; 0 if one of them is constant, as a constant answer tells nothing.
+    """Correlation of two binary vectors; 0 if one of them is constant, which tells nothing.
 
     Example:
-    >>> matthews(np.array([1, 1, 0, 0]), np.array([1, 1, 0, 0])), matthews(np.ones(4), np.array([1, 1, 1, 0]))
-    (1.0, 0.0)
+    >>> matthews(np.array([1, 1, 0, 0]), np.array([1, 1, 0, 0]))
+    1.0
+    >>> matthews(np.array([1, 1, 1, 1]), np.array([1, 1, 0, 0]))
+    0.0
     """
     return pearson(predicted, label)
 
 
 def pearson(predicted, label):
     """Linear correlation; 0 if one side is constant."""
-    x, y = (np.asarray(v, dtype=np.float64) - np.mean(v, dtype=np.float64) for v in (predicted, label))
+    x, y = (np.asarray(v, np.float64) - np.mean(v, dtype=np.float64) for v in (predicted, label))
     norm = np.sqrt((x * x).sum() * (y * y).sum())
     return float((x * y).sum() / norm) if norm > 0 else 0.0
 

@@ -1,0 +1,652 @@
+"""The specification of cofi.py: each equation against an oracle that is written another way.
+
+    python -m pytest -q                     all of it, offline, about a minute
+    python -m pytest -q -k expected_size    one equation
+"""
+import dataclasses
+import doctest
+import functools
+import json
+import math
+import pickle
+
+import datasets
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from torch import nn
+
+import cofi
+import data
+from data import BadInput, checkpoint, glue, hub, metrics
+
+torch.set_num_threads(1)       # at these sizes a second thread only waits
+
+MINILM = cofi.Config(100, 64, 2, 384, 32, [12] * 6, [1536] * 6, 384, labels=["no", "yes"])
+TINY = cofi.Config(100, 64, 2, 16, 4, [4, 4, 4], [24, 24, 24], 16, dropout=0.1, labels=["no", "yes"])
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def make_bert(config=TINY):
+    """A BERT whose weights, biases and LayerNorms are all far from trivial."""
+    bert = cofi.BERT(config).eval()
+    for name, p in bert.named_parameters():
+        nn.init.normal_(p, 1.0 if name.endswith("norm.weight") else 0.0, 0.3)
+    return bert
+
+
+def make_batch(B=5, T=11, vocab=100):
+    """ids, segments, real with rows of different length."""
+    real = torch.arange(T) < torch.randint(3, T + 1, (B, 1))
+    real[0] = True
+    return {"ids": torch.randint(vocab, (B, T)), "segments": torch.randint(2, (B, T)), "real": real}
+
+
+def make_masks(config=TINY, soft=True):
+    """{group: z} with about a quarter closed, the others soft."""
+    shapes = {group: a.shape for group, a in cofi.Masks(config).log_alpha().items()}
+    z = {group: (torch.rand(shape) + 0.5 if soft else torch.ones(shape)) * (torch.rand(shape) > 0.25)
+         for group, shape in shapes.items()}
+    z["z_mha"][0] = z["z_ffn"][0] = 0.9
+    return z
+
+
+def random_log_alpha(config, spread=3.0, groups=cofi.Masks.GROUPS):
+    masks = cofi.Masks(config, groups)
+    for p in masks.parameters():
+        nn.init.normal_(p, 0.0, spread)
+    return masks
+
+
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(a, b, atol=atol, rtol=1e-5)
+
+
+# ---- 1. BERT --------------------------------------------------------------------------------------
+
+
+def test_layer_is_the_one_of_torch():
+    ours = make_bert().layers[0]
+    theirs = nn.TransformerEncoderLayer(16, 4, 24, activation="gelu", batch_first=True,
+                                        norm_first=False, layer_norm_eps=1e-12).eval()
+    pairs = [(theirs.self_attn.out_proj, ours.mha.out), (theirs.linear1, ours.ffn.up),
+             (theirs.linear2, ours.ffn.down), (theirs.norm1, ours.mha.norm), (theirs.norm2, ours.ffn.norm)]
+    with torch.no_grad():
+        for a, b in pairs:
+            a.load_state_dict(b.state_dict())
+        qkv = (ours.mha.query, ours.mha.key, ours.mha.value)
+        theirs.self_attn.in_proj_weight.copy_(torch.cat([linear.weight for linear in qkv]))
+        theirs.self_attn.in_proj_bias.copy_(torch.cat([linear.bias for linear in qkv]))
+    x, real = torch.randn(5, 11, 16), make_batch()["real"]
+    bias = torch.zeros(real.shape).masked_fill(~real, -torch.inf)[:, None, None]
+    close(ours(x, bias)[real], theirs(x, src_key_padding_mask=~real)[real])
+
+
+def test_mha_with_masks():
+    """MHA(X) = z_mha sum_i z_head[i] Att_i(X), times z_hidn: head by head, token by token."""
+    mha, z = make_bert().layers[0].mha, make_masks()
+    z_mha, z_head, z_hidn = z["z_mha"][0], z["z_head"][0], z["z_hidn"]
+    x = torch.randn(5, 16) * z_hidn
+    y = mha.out.bias.repeat(5, 1)
+    for i in range(4):
+        rows = slice(4 * i, 4 * i + 4)
+        q, k, v = (x @ f.weight[rows].T + f.bias[rows] for f in (mha.query, mha.key, mha.value))
+        for t in range(5):
+            attention = torch.softmax(torch.stack([q[t] @ k[u] / math.sqrt(4) for u in range(5)]), 0)
+            att = mha.out.weight[:, rows] @ sum(attention[u] * v[u] for u in range(5))
+            y[t] = y[t] + z_head[i] * att
+    close(mha(x[None], 0.0, z_mha, z_head, z_hidn)[0], mha.norm(x + z_mha * y * z_hidn, z_hidn))
+
+
+def test_ffn_with_masks():
+    """FFN(X) = z_ffn gelu(X W_U) diag(z_int) W_D, times z_hidn: unit by unit."""
+    ffn, z = make_bert().layers[0].ffn, make_masks()
+    z_ffn, z_int, z_hidn = z["z_ffn"][0], z["z_int"][0], z["z_hidn"]
+    x = torch.randn(5, 16) * z_hidn
+    y = ffn.down.bias.repeat(5, 1)
+    for j in range(24):
+        u = x @ ffn.up.weight[j] + ffn.up.bias[j]
+        gelu = u * 0.5 * (1 + torch.erf(u / math.sqrt(2)))
+        y = y + z_int[j] * gelu[:, None] * ffn.down.weight[:, j]
+    close(ffn(x, z_ffn, z_int, z_hidn), ffn.norm(x + z_ffn * y * z_hidn, z_hidn))
+
+
+def test_norm_is_the_layernorm_of_what_is_kept():
+    norm, z = make_bert().layers[0].mha.norm, make_masks()["z_hidn"]
+    kept, x = z > 0, torch.randn(5, 16)
+    want = nn.functional.layer_norm(x[:, kept], (int(kept.sum()),), norm.weight[kept],
+                                    norm.bias[kept], norm.eps)
+    got = norm(x, z)
+    close(got[:, kept], want * z[kept])
+    assert (got[:, ~kept] == 0).all()
+
+
+def test_masks_of_ones_change_nothing():
+    bert, batch = make_bert(), make_batch()
+    ones = {group: torch.ones_like(z) for group, z in make_masks().items()}
+    close(bert(**batch).logits, bert(**batch, **ones).logits)
+
+
+@pytest.mark.parametrize("dead", [{"z_mha": 0}, {"z_head": 0}, {"z_ffn": 0}, {"z_int": 0}])
+def test_dead_sublayer_is_the_identity(dead):
+    """...whether its own mask is closed or all of its units are, and whatever its biases say."""
+    layer, z = make_bert().layers[0], {group: m[0] for group, m in make_masks(soft=False).items()}
+    for group in dead:
+        z[group] = torch.zeros_like(z[group])
+    z_hidn, x, bias = torch.ones(16), torch.randn(2, 5, 16), 0.0
+    got = layer(x, bias, z["z_mha"], z["z_head"], z["z_ffn"], z["z_int"], z_hidn)
+    if "z_mha" in dead or "z_head" in dead:
+        close(got, layer.ffn(x, z["z_ffn"], z["z_int"], z_hidn))
+    else:
+        close(got, layer.mha(x, bias, z["z_mha"], z["z_head"], z_hidn))
+
+
+# ---- 2. Hard concrete -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log_alpha", [-4.0, -1.0, 0.0, 2.0, 4.0])
+def test_p_open_by_monte_carlo(log_alpha):
+    """P(z > 0), and at the other end P(z < 1), are the frequencies of a million draws."""
+    z = cofi.sample_z(torch.full((1_000_000,), log_alpha))
+    assert 0 <= z.min() and z.max() <= 1
+    assert (z > 0).double().mean().item() == pytest.approx(cofi.p_open(torch.tensor(log_alpha)).item(), abs=2e-3)
+    below_one = cofi.p_open(torch.tensor(-log_alpha)).item()       # the distribution is symmetric about 1/2
+    assert (z < 1).double().mean().item() == pytest.approx(below_one, abs=2e-3)
+
+
+def test_hard_concrete_value_and_gradient():
+    """z = clamp(s (r - l) + l), s = sigmoid((logit u + log_alpha) / beta), by hand at one u."""
+    log_alpha = torch.tensor([0.4, -9.0, 9.0], requires_grad=True)
+    z = cofi.sample_z(log_alpha, torch.full((3,), 0.3))
+    s = 1 / (1 + math.exp(-(math.log(0.3 / 0.7) + 0.4) / (2 / 3)))
+    close(z, torch.tensor([1.2 * s - 0.1, 0.0, 1.0]))
+    z.sum().backward()
+    close(log_alpha.grad, torch.tensor([1.2 * s * (1 - s) * 1.5, 0.0, 0.0]))
+
+
+def test_switched_off_masks_stay_open():
+    masks = cofi.Masks(TINY, ("z_head",))
+    assert [name for name, _ in masks.named_parameters()] == ["z_head"]
+    assert all((z == 1).all() for group, z in masks.sample().items() if group != "z_head")
+
+
+# ---- 3. Size and Lagrangian -----------------------------------------------------------------------
+
+
+def test_expected_size():
+    """4k sum_l sum_i sum_j z_mha z_head z_hidn + 2 sum_l sum_i sum_j z_ffn z_int z_hidn, as loops."""
+    p = {group: torch.rand_like(z).double() for group, z in make_masks().items()}
+    want = 0.0
+    for l in range(3):
+        for j in range(16):
+            for i in range(4):
+                want += 4 * 4 * p["z_mha"][l] * p["z_head"][l, i] * p["z_hidn"][j]
+            for i in range(24):
+                want += 2 * p["z_ffn"][l] * p["z_int"][l, i] * p["z_hidn"][j]
+    close(cofi.size(4, **p), want, 1e-3)
+
+
+def test_bert_base_has_84934656_weights_and_sparsity_0():
+    config = cofi.Config(30522, 512, 2, 768, 64, [12] * 12, [3072] * 12, 768)
+    with torch.device("meta"):
+        assert cofi.encoder_parameters(cofi.BERT(config)) == 84_934_656
+    masks = cofi.Masks(config)
+    ones = {group: torch.ones_like(a) for group, a in masks.log_alpha().items()}
+    assert cofi.size(64, **ones).item() == 84_934_656
+    assert masks.sparsity(ones).item() == 0.0
+    assert masks.sparsity().item() < 0.04                   # and all masks start nearly open
+
+
+def test_lagrangian_sign():
+    """Too dense: ascent takes lambda1 down, and descent on log_alpha then raises the sparsity."""
+    s = torch.tensor(0.2, requires_grad=True)
+    lambdas = torch.tensor([0.0, 0.0], requires_grad=True)
+    cofi.lagrangian(s, 0.5, *lambdas).backward()
+    close(lambdas.grad, torch.tensor([0.2 - 0.5, (0.2 - 0.5) ** 2]))
+    step = (lambdas + lambdas.grad).detach()                # ascent
+    s.grad = None
+    cofi.lagrangian(s, 0.5, *step).backward()
+    h, at = 1e-3, lambda v: cofi.lagrangian(v, 0.5, *step.tolist())
+    assert s.grad.item() == pytest.approx((at(0.2 + h) - at(0.2 - h)) / (2 * h), rel=1e-3)
+    assert s.grad < 0                                       # descent moves s up
+
+
+# ---- 4. Distillation ------------------------------------------------------------------------------
+
+
+def test_pred_loss():
+    """sum_c p_t log(p_t / p_s) at temperature T, times T^2, mean over rows."""
+    student, teacher, want = torch.randn(3, 4), torch.randn(3, 4), 0.0
+    for s, t in zip((student / 2).softmax(-1), (teacher / 2).softmax(-1)):
+        want += sum(t[c] * math.log(t[c] / s[c]) for c in range(4)) * 2**2 / 3
+    close(cofi.pred_loss(student, teacher, 2.0), torch.as_tensor(want))
+    assert cofi.pred_loss(teacher, teacher, 2.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_pred_loss_of_a_regression_has_a_gradient():
+    student = torch.tensor([[1.0], [3.0]], requires_grad=True)
+    loss = cofi.pred_loss(student, torch.tensor([[2.0], [5.0]]), 2.0)
+    loss.backward()
+    assert loss.item() == 2.5 and student.grad.flatten().tolist() == [-1.0, -2.0]
+
+
+def match_by_loops(distance, is_open, ordered):
+    n, L = len(distance), len(distance[0])
+    m, limit = [-1] * n, L
+    for i in range(n - 1, -1, -1):
+        for j in range(limit):
+            if is_open[j] and (m[i] < 0 or distance[i][j] < distance[i][m[i]]):
+                m[i] = j
+        if ordered and m[i] >= 0:
+            limit = m[i]
+    return m
+
+
+@pytest.mark.parametrize("matching", ["free", "ordered"])
+@pytest.mark.parametrize("chance", [1.0, 0.5, 0.2, 0.0])
+def test_match(matching, chance):
+    """m(i) over random distances, also with dead layers and where no candidate is left."""
+    for _ in range(50):
+        distance, is_open = torch.rand(4, 12), torch.rand(12) < chance
+        m, found = cofi.match(distance, is_open, matching)
+        want = match_by_loops(distance.tolist(), is_open.tolist(), matching == "ordered")
+        assert torch.where(found, m, -1).tolist() == want
+
+
+@pytest.mark.parametrize("matching", ["free", "ordered", "fixed"])
+def test_layer_loss(matching):
+    """sum_i MSE(W H_s^m(i), H_t^i) over real tokens, as loops; padding and dead layers do not count."""
+    real, is_open = make_batch(2, 5)["real"], torch.tensor([True, False, True, False, True, True])
+    student, teacher = ([torch.randn(2, 5, 16) for _ in range(6)] for _ in range(2))
+    W, layers = nn.Linear(16, 16, bias=False), [1, 2, 4, 5]
+
+    def mse(j, i):
+        squares = [(W(student[j][b, t]) - teacher[i][b, t]).square().mean()
+                   for b in range(2) for t in range(5) if real[b, t]]
+        return (sum(squares) / len(squares)).item()
+
+    distance = [[mse(j, i) for j in range(6)] for i in layers]
+    m = layers if matching == "fixed" else match_by_loops(distance, is_open, matching == "ordered")
+    want = sum(distance[n][j] for n, j in enumerate(m) if j >= 0)
+    loss, got_m = cofi.layer_loss(student, teacher, real, W, is_open, matching)
+    assert got_m.tolist() == m
+    assert loss.item() == pytest.approx(want, rel=1e-4)
+    for hidden in (*student, *teacher):
+        hidden[~real] = 1e3
+    assert cofi.layer_loss(student, teacher, real, W, is_open, matching)[0].item() == pytest.approx(want, rel=1e-4)
+
+
+def test_layer_loss_without_any_open_layer_is_0():
+    hidden, W = [torch.randn(2, 5, 16) for _ in range(6)], nn.Linear(16, 16, bias=False)
+    loss, m = cofi.layer_loss(hidden, hidden, torch.ones(2, 5).bool(), W, torch.zeros(6).bool(), "free")
+    assert loss.item() == 0 and m.tolist() == [-1] * 4
+
+
+# ---- 5. Cutting -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("t", [0.3, 0.5, 0.6, 0.75, 0.8, 0.9, 0.95, 0.97])
+@pytest.mark.parametrize("spread, mean", [(1.0, 0.0), (3.0, 0.0), (0.3, 3.0), (1.0, -5.0), (0.01, 3.0)])
+def test_final_sparsity_is_the_one_asked_for(t, spread, mean):
+    """In [t, t + .001], whether the masks had learned it, had not begun to, or had all died."""
+    masks = random_log_alpha(MINILM, spread)
+    for p in masks.parameters():
+        p.data += mean
+    z = cofi.decide(masks, t)
+    s = masks.sparsity({group: (mask > 0).double() for group, mask in z.items()}).item()
+    assert t <= s <= t + 0.001
+
+
+@pytest.mark.parametrize("groups, grain", [
+    (("z_head",), 1 / 3 / 72), (("z_int",), 2e-4), (("z_mha", "z_ffn"), 1 / 18), (("z_hidn",), 1 / 384),
+    (("z_mha", "z_head", "z_ffn", "z_int"), 2e-4), (("z_head", "z_int", "z_hidn"), 2e-4)])
+def test_final_sparsity_with_some_masks_only(groups, grain):
+    """Never under the target, and above it by at most one of the finest unit that is being pruned."""
+    masks = random_log_alpha(MINILM, groups=groups)
+    for t in (0.1, 0.2, 0.3):
+        z = cofi.decide(masks, t)
+        s = masks.sparsity({group: (mask > 0).double() for group, mask in z.items()}).item()
+        assert t <= s <= t + grain + 1e-9
+        for group in {"z_hidn", "z_head", "z_int"} - set(groups):
+            layer = {"z_head": z["z_mha"], "z_int": z["z_ffn"]}.get(group)
+            assert (z[group] if layer is None else z[group][layer > 0]).eq(1).all()
+
+
+def test_final_masks_by_hand():
+    """Expected numbers stay open in each group, the highest log_alpha first; units fill the budget."""
+    masks = cofi.Masks(TINY)
+    masks.z_head.data = torch.tensor([[5.0, -5, 5, -5]] * 3)
+    masks.z_ffn.data = torch.tensor([5.0, -5, 5])
+    masks.z_int.data = torch.randn(3, 24)
+    z = cofi.decide(masks, 0.5)
+    assert (z["z_head"] > 0).tolist() == [[True, False, True, False]] * 3
+    close(z["z_head"][0, 0], torch.sigmoid(torch.tensor(5.0 / (2 / 3) * 0.8)))
+    assert (z["z_ffn"] > 0).tolist() == [True, False, True]
+    units = masks.z_int[[0, 2]]
+    kept = (z["z_int"] > 0)[[0, 2]]
+    assert units[kept].min() > units[~kept].max()
+    full, left = 3 * 16 * (4 * 16 + 2 * 24), 16 * (4 * 4 * 6 + 2 * int(kept.sum()))
+    assert left <= 0.5 * full < left + 2 * 16
+
+
+def check_cut(z):
+    bert, batch = make_bert(), make_batch()
+    small = cofi.cut(bert, z)
+    close(small(**batch).logits, bert(**batch, **z).logits)
+    exact = cofi.size(4, **{group: (mask > 0).double() for group, mask in z.items()})
+    assert cofi.encoder_parameters(small) == exact
+    return small
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("round_", range(5))
+def test_masked_model_is_cut_model(soft, round_):
+    torch.manual_seed(round_)
+    check_cut(make_masks(soft=soft))
+
+
+@pytest.mark.parametrize("closed", [("z_mha", 1), ("z_ffn", 1), ("z_int", 1), ("z_head", 2), ("z_mha", slice(None)),
+                                    ("z_int", slice(None))])
+def test_masked_model_is_cut_model_with_dead_parts(closed):
+    """A dead layer, a layer whose FFN units are all gone, a row of heads that is all gone, and all of them."""
+    z, (group, where) = make_masks(), closed
+    z[group][where] = 0
+    small = check_cut(z)
+    dead = small.layers[1 if where == slice(None) else where]
+    assert (dead.mha if group in ("z_mha", "z_head") else dead.ffn) is None
+
+
+def test_cut_of_open_masks_is_the_same_network():
+    bert, batch = make_bert(), make_batch()
+    ones = {group: torch.ones_like(z) for group, z in make_masks().items()}
+    assert torch.equal(cofi.cut(bert, ones)(**batch).logits, bert(**batch).logits)
+
+
+# ---- Models on disk -------------------------------------------------------------------------------
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+
+
+def make_tokenizer():
+    vocab = {word: i for i, word in enumerate(WORDS)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A pre-trained model on disk: a tiny BERT without a classifier."""
+    bert = make_bert(dataclasses.replace(TINY, labels=None))
+    weights = {name: w for name, w in bert.state_dict().items() if not name.startswith("classifier")}
+    data.write_checkpoint(tmp_path / "tiny", dataclasses.asdict(bert.config), weights, make_tokenizer())
+    return tmp_path / "tiny"
+
+
+def rewrite(folder, change):
+    """Loads the weights of a folder, lets `change` alter them, saves them; returns them."""
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    changed = change(weights)
+    weights = changed if isinstance(changed, dict) else weights
+    torch.save(weights, folder / "pytorch_model.bin")
+    return weights
+
+
+def test_save_and_load(tmp_path):
+    small = cofi.cut(make_bert(), make_masks())
+    data.write_checkpoint(tmp_path, dataclasses.asdict(small.config), small.state_dict(), make_tokenizer())
+    again, batch = cofi.load_bert(tmp_path)[0].eval(), make_batch()
+    assert again.config == small.config
+    assert torch.equal(again(**batch).logits, small(**batch).logits)
+    names = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    assert "bert.encoder.layer.0.attention.self.query.weight" in names and "classifier.weight" in names
+
+
+def test_oldest_names_half_precision_and_pretraining_heads(folder):
+    new, _ = cofi.load_bert(folder, TINY)
+
+    def age(weights):
+        old = {name.removeprefix("bert.").replace("LayerNorm.weight", "LayerNorm.gamma")
+               .replace("LayerNorm.bias", "LayerNorm.beta"): w.half() for name, w in weights.items()}
+        return {f"bert.{name}": w for name, w in old.items()} | {
+            "cls.predictions.bias": torch.zeros(100), "bert.embeddings.position_ids": torch.arange(64)}
+
+    rewrite(folder, age)
+    old, notes = cofi.load_bert(folder, TINY)
+    assert not notes
+    for (name, a), b in zip(old.state_dict().items(), new.state_dict().values()):
+        assert a.dtype == torch.float32
+        if not name.startswith("classifier"):
+            assert torch.equal(a, b.half().float()), name
+
+
+@pytest.mark.parametrize("change, note", [
+    (lambda w: {n: t for n, t in w.items() if "pooler" not in n}, "its pooler is absent"),
+    (lambda w: w["bert.pooler.dense.bias"].zero_() is None, "its pooler was never trained"),
+    (lambda w: w | {"classifier.weight": torch.zeros(7, 16), "classifier.bias": torch.zeros(7)},
+     "its classifier is for another task")])
+def test_parts_that_are_trained_anew(folder, change, note):
+    rewrite(folder, change)
+    _, notes = cofi.load_bert(folder, TINY)
+    assert len(notes) == 1 and note in notes[0]
+
+
+def test_vocab_txt_of_the_oldest_models(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    assert data.load_tokenizer(folder).encode("A b", "c").ids == [2, 4, 5, 3, 6, 3]
+
+
+# ---- data: tokens, batches, metrics ---------------------------------------------------------------
+
+
+def make_raw(n=70, labels=("no", "yes"), **columns):
+    """Splits with the columns of MRPC: the label is whether both sentences begin with the same letter."""
+    rng, splits = np.random.default_rng(0), {}
+    for split, rows in (("train", n), ("validation", n // 2)):
+        pairs = [["".join(c + " " for c in rng.choice(list("abcdef"), rng.integers(1, 9))) for _ in "12"]
+                 for _ in range(rows)]
+        same = [int(a[0] == b[0]) for a, b in pairs]
+        table = {"sentence1": [a for a, _ in pairs], "sentence2": [b for _, b in pairs], "label": same}
+        table |= {name: [value] * rows for name, value in columns.items()}
+        table = {name: column for name, column in table.items() if column != [None] * rows or not rows}
+        kind = datasets.ClassLabel(names=list(labels)) if labels else datasets.Value("float32")
+        features = datasets.Features({name: kind if name == "label" else datasets.Value("string") for name in table})
+        splits[split] = datasets.Dataset.from_dict(table, features=features)
+    return splits
+
+
+def test_rows_and_batches():
+    raw = make_raw()
+    rows = glue.tokenise("mrpc", raw, make_tokenizer(), 12).train
+    one = rows.batch(np.array([3, 5]))
+    for i, row in enumerate((3, 5)):
+        e = make_tokenizer().encode(raw["train"][row]["sentence1"], raw["train"][row]["sentence2"])
+        if len(e.ids) <= 12:
+            assert one["ids"][i][one["real"][i]].tolist() == e.ids
+            assert one["segments"][i][one["real"][i]].tolist() == e.type_ids
+    for seed in (None, 0, (57, 3)):
+        seen = [(numbers, batch) for numbers, batch in data.batches(rows, 8, seed)]
+        assert sorted(np.concatenate([n for n, _ in seen])) == list(range(70))
+        again = [numbers.tolist() for numbers, _ in data.batches(rows, 8, seed)]
+        assert [n.tolist() for n, _ in seen] == again
+        assert all(batch["ids"].shape[1] == batch["real"].sum(1).max() <= 12 for _, batch in seen)
+    assert [n.tolist() for n, _ in data.batches(rows, 8, 0)] != [n.tolist() for n, _ in data.batches(rows, 8, 1)]
+
+
+def test_metrics_against_known_values():
+    """The values of scipy.stats and sklearn.metrics 1.17 / 1.8 for the same arrays."""
+    a, b = np.array([1, 0, 1, 1, 0, 1, 0, 0]), np.array([1, 0, 0, 1, 0, 1, 1, 1])
+    assert metrics.accuracy(a, b) == 0.625
+    assert metrics.f1(a, b) == pytest.approx(2 * 3 / (4 + 5))
+    tp, tn, fp, fn = 3, 2, 1, 2
+    mcc = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    assert metrics.matthews(a, b) == pytest.approx(mcc)
+    x, y = [106, 100, 86, 101, 99, 103, 97, 113, 112, 110], [7, 27, 2, 50, 28, 29, 20, 12, 6, 17]
+    assert metrics.spearman(x, y) == pytest.approx(-29 / 165)           # a textbook example
+    assert metrics.pearson(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert metrics.spearman([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(np.corrcoef([0, 1.5, 1.5, 3], [0, 2, 1, 3])[0, 1])
+
+
+@pytest.mark.parametrize("module", [cofi, metrics])
+def test_examples_in_docstrings(module):
+    assert doctest.testmod(module).failed == 0
+
+
+# ---- 6. to 8. The whole, on a made-up task ---------------------------------------------------------
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """load_task gives a made-up task under the name of a real one; nothing touches a network."""
+    def load_task(name, tokenizer, max_length):
+        raw = make_raw(labels=None if name == "stsb" else ("not_equivalent", "equivalent"))
+        return glue.tokenise(name, raw, tokenizer, max_length)
+
+    monkeypatch.setattr(cofi, "load_task", load_task)
+    monkeypatch.setattr(cofi, "speedup", functools.partial(cofi.speedup, length=16, seconds=0.0))
+
+
+def command(folder, tmp_path, *more):
+    return ["--task", "mrpc", "--model", str(folder), "--out", str(tmp_path / "out"), "--max_steps", "6",
+            "--device", "cpu", *more]
+
+
+RESULT = """task model seed metric teacher_score pruned_score score target_sparsity sparsity
+encoder_parameters dense_encoder_parameters total_parameters speedup seconds settings device versions""".split()
+
+
+@pytest.mark.parametrize("task", ["mrpc", "stsb"])
+def test_a_run_and_what_it_leaves(offline, folder, tmp_path, capsys, task):
+    assert cofi.main([*command(folder, tmp_path), "--task", task, "--sparsity", "0.6"]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("teacher", "prune", "finetune", "■", "█", "speed-up"))
+    run, = (tmp_path / "out").glob(f"{task}-0.6*")
+    assert sorted(p.name for p in run.iterdir()) == [
+        "config.json", "log.jsonl", "network.txt", "pytorch_model.bin", "result.json", "tokenizer.json"]
+    result = json.loads((run / "result.json").read_text())
+    assert set(RESULT) <= set(result)
+    assert 0.6 <= result["sparsity"] <= 0.6 + 2 * 16 / 5376
+    assert list(result["speedup"]) == ["1", "32", "128"]
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in log if r["stage"] == "prune"] == [1, 2, 3, 4, 5, 6]
+    assert cofi.main(["--evaluate", str(run)]) == 0
+    assert f"{result['score']:.4f}" in capsys.readouterr().out
+    assert cofi.main(["--predict", str(run), "a b", "c d"]) == 0
+    answer = capsys.readouterr().out
+    assert "equivalent" in answer if task == "mrpc" else math.isfinite(float(answer))
+
+
+def test_the_same_seed_gives_the_same_bits_also_with_the_teacher_of_before(offline, folder, tmp_path, capsys):
+    weights = []
+    for out in ("one", "two", "two"):
+        assert cofi.main([*command(folder, tmp_path), "--out", str(tmp_path / out)]) == 0
+        run, = (tmp_path / out).glob("mrpc-*")
+        weights.append(torch.load(run / "pytorch_model.bin", weights_only=True))
+    assert "teacher trained before" in capsys.readouterr().out
+    for other in weights[1:]:
+        assert all(torch.equal(w, other[name]) for name, w in weights[0].items())
+
+
+@pytest.mark.parametrize("more", [
+    ["--layer_weight", "0"], ["--pred_weight", "0"], ["--layer_weight", "0", "--pred_weight", "0"],
+    ["--masks", "head", "--sparsity", "0.2"], ["--masks", "mha,ffn", "--sparsity", "0.5"],
+    ["--masks", "int", "--sparsity", "0.4"], ["--masks", "mha,head,ffn,int"], ["--masks", "head,int,hidn"],
+    ["--matching", "fixed"], ["--matching", "free"], ["--no-bf16"]])
+def test_every_ablation_runs(offline, folder, tmp_path, more):
+    assert cofi.main([*command(folder, tmp_path), "--max_steps", "3", *more]) == 0
+
+
+def test_training_learns_and_meets_the_target(offline, folder, tmp_path):
+    """The multipliers bring the expected sparsity to t by themselves, within a few hundred steps."""
+    more = ["--max_steps", "400", "--prune_epochs", "200", "--sparsity", "0.5", "--finetune_epochs", "1",
+            "--lr", "1e-3", "--teacher_lr", "3e-3", "--teacher_epochs", "60"]
+    assert cofi.main([*command(folder, tmp_path), *more]) == 0
+    run, = (tmp_path / "out").glob("mrpc-0.5*")
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    last = [r for r in log if r["stage"] == "prune"][-1]
+    assert last["s"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_given_teacher_of_another_task_is_refused(offline, folder, tmp_path, capsys):
+    config = dataclasses.replace(TINY, labels=["up", "down"])
+    data.write_checkpoint(tmp_path / "t", dataclasses.asdict(config), make_bert(config).state_dict(), make_tokenizer())
+    assert cofi.main([*command(folder, tmp_path), "--teacher", str(tmp_path / "t")]) == 2
+    assert "up" in capsys.readouterr().err
+
+
+class Malicious:
+    def __reduce__(self):
+        return (pytest.fail, ("a checkpoint ran its code",))
+
+
+BAD = {
+    "unknown task": (["--task", "rtee"], None, "--task rtee"),
+    "unknown flag": (["--sparsty", "0.9"], None, "--sparsty"),
+    "not a number": (["--sparsity", "high"], None, "high"),
+    "sparsity 95": (["--sparsity", "95"], None, "did you mean 0.95"),
+    "negative rate": (["--lr", "-1"], None, "--lr -1"),
+    "unknown mask": (["--masks", "head,layer"], None, "'layer'"),
+    "masks that cannot reach it": (["--masks", "head", "--sparsity", "0.9"], None, "reach only"),
+    "shares over 1": (["--start", "0.6", "--warmup", "0.6"], None, "--start"),
+    "unknown matching": (["--matching", "loose"], None, "ordered"),
+    "no GPU": (["--device", "cuda"], None, "--device cuda"),
+    "no such folder": (["--model", "no/such/model/here"], None, "neither a folder"),
+    "no weights": ([], lambda f: (f / "pytorch_model.bin").unlink(), "pytorch_model.bin"),
+    "no config": ([], lambda f: (f / "config.json").unlink(), "config.json"),
+    "no tokenizer": ([], lambda f: (f / "tokenizer.json").unlink(), "vocab.txt"),
+    "config is no JSON": ([], lambda f: (f / "config.json").write_text("{"), "not JSON"),
+    "config of another kind": ([], lambda f: (f / "config.json").write_text('{"model_type": "gpt2"}'), "gpt2"),
+    "config without a size": ([], lambda f: (f / "config.json").write_text("{}"), "hidden_size"),
+    "truncated weights": ([], lambda f: (f / "pytorch_model.bin").write_bytes(
+        (f / "pytorch_model.bin").read_bytes()[:3000]), "not a file of tensors"),
+    "weights with code": ([], lambda f: (f / "pytorch_model.bin").write_bytes(
+        pickle.dumps(Malicious(), 2)), "not a file of tensors"),
+    "a weight of the wrong shape": ([], lambda f: rewrite(f, lambda w: w | {
+        "bert.encoder.layer.1.intermediate.dense.bias": torch.zeros(25)}), "layers.1.ffn.up.bias is (25,)"),
+    "a weight too few": ([], lambda f: rewrite(f, lambda w: w.pop(
+        "bert.embeddings.LayerNorm.bias") is None or None), "embeddings.norm.bias is absent"),
+    "a weight too many": ([], lambda f: rewrite(f, lambda w: w | {"bert.extra": torch.zeros(1)}), "extra is (1,)"),
+    "evaluate nothing": (["--evaluate", "nothing"], None, "nothing: neither a folder"),
+    "predict nothing": (["--predict", "nothing", "a"], None, "nothing: neither a folder"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(offline, folder, tmp_path, capsys, case):
+    arguments, damage, words = BAD[case]
+    if damage:
+        damage(folder)
+    assert cofi.main([*command(folder, tmp_path), *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error and "\n" not in error and error.startswith("cofi: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("raw, words", [
+    (lambda: make_raw(sentence2=None), "no column 'sentence2'"),
+    (lambda: make_raw(n=0), "no rows"),
+    (lambda: make_raw(label=-1), "labels from -1 to -1")])
+def test_bad_data(raw, words):
+    with pytest.raises(BadInput, match=words):
+        glue.tokenise("mrpc", raw(), make_tokenizer(), 128)
+
+
+def test_hub_out_of_reach(monkeypatch):
+    import huggingface_hub
+    def down(*_):
+        raise ConnectionError("no route to host\nand much more")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", down)
+    with pytest.raises(BadInput, match="config.json of the model some/bert could not be had .no route") as error:
+        hub.fetch("some/bert", "config.json")
+    monkeypatch.setattr(datasets, "load_dataset", down)
+    with pytest.raises(BadInput, match="mrpc.*could not be had"):
+        data.load_task("mrpc", make_tokenizer(), 128)
+    assert "\n" not in str(error.value)
