@@ -568,9 +568,9 @@ class Settings:
     masks: str = setting("mha,head,ffn,int,hidn", "masks to learn, others stay open; paper: all")
     matching: str = setting(None, "layer matching; paper: ordered on small sets, else free",
                             among=("free", "ordered", "fixed"))
-    layer_weight: float = setting(0.9, "weight of L_layer, 0: off; paper: .9, .7 or .5 by grid",
+    layer_weight: float = setting(0.5, "weight of L_layer, 0: off; paper: .9, .7 or .5 by grid",
                                   between=(0, 1000))
-    pred_weight: float = setting(0.1, "weight of L_pred, 0: labels instead; paper: .1, .3 or .5",
+    pred_weight: float = setting(0.5, "weight of L_pred, 0: labels instead; paper: .1, .3 or .5",
                                  between=(0, 1000))
     temperature: float = setting(2.0, "of L_pred; authors' code: 2", between=(0.01, 100))
     batch_size: int = setting(32, "rows; paper: 32", between=(1, 65536))
@@ -689,7 +689,8 @@ def train(stage, bert, data, s, log, teacher=None, W_layer=None, masks=None):
     data: a Dataset; log: called with a dict about ten times; teacher: a BERT in eval mode.
     Returns the layer matching of the last batch, as a list, or None.
     """
-    device, distil = bert.classifier.weight.device, teacher and (s.pred_weight or s.layer_weight)
+    device = bert.classifier.weight.device
+    distil, half = teacher and (s.pred_weight or s.layer_weight), s.bf16 and has_bf16(device)
     epochs, lr = {"teacher": (s.teacher_epochs, s.teacher_lr), "prune": (s.prune_epochs, s.lr),
                   "finetune": (s.finetune_epochs, s.finetune_lr)}[stage]
     total = math.ceil(epochs * math.ceil(len(data.train) / s.batch_size))
@@ -709,7 +710,7 @@ def train(stage, bert, data, s, log, teacher=None, W_layer=None, masks=None):
     for step, (_, batch) in enumerate(steps, start=1):
         x, label = to(device, batch), batch["label"].to(device)
         z = masks.sample() if masks and step > start else {}
-        with torch.autocast(device.type, torch.bfloat16, enabled=s.bf16 and has_bf16(device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             with torch.no_grad():
                 out_t = teacher(**x) if distil else None
             out = bert(**x, **z)
@@ -878,10 +879,9 @@ def get_teacher(s, config, data, tokenizer, device):
     if (folder / "result.json").is_file():
         before = json.loads((folder / "result.json").read_text())
         if before["settings"] == key:
-            print(f"{'':9}teacher trained before: {folder}")
+            print(f"teacher   trained before: {folder}")
             return load_bert(folder)[0].to(device).eval(), before["scores"], before["seconds"]
-    teacher, notes = new_bert(s, config, device)
-    print("".join(f"{'':9}{note}\n" for note in notes), end="")
+    teacher, _ = new_bert(s, config, device)
     began = time.perf_counter()
     train("teacher", teacher, data, s, Log(folder / "log.jsonl"))
     scores, seconds = evaluate(teacher, data.dev, metrics), time.perf_counter() - began
@@ -900,6 +900,8 @@ def run(s):
     torch.manual_seed(s.seed)
     device, metrics = pick_device(s.device), TASKS[s.task].metrics
     config, tokenizer = Config(**read_config(s.model)), load_tokenizer(s.model)
+    if len(set(config.heads)) > 1 or len(set(config.ffn)) > 1:
+        raise BadInput(f"--model {s.model}: it is cut already; want the dense model it came from")
     masks = Masks(config, [f"z_{name}" for name in s.masks.split(",")]).to(device)
     reach = masks.sparsity({group: a.isinf().double() for group, a in masks.log_alpha().items()})
     if s.sparsity > reach:
@@ -909,9 +911,9 @@ def run(s):
     config = replace(config, labels=data.labels, task=s.task)
     names = {f.name for f in fields(s)} - {"task", "sparsity", "out", "device"}
     folder = folder_for(s, [s.task, f"{s.sparsity:g}"], names)
-    print(f"{folder}\n\n{LEGEND}")
+    student, notes = new_bert(s, config, device)
+    print("\n".join([f"run        {folder}", *(f"note       {note}" for note in notes), "", LEGEND]))
     teacher, teacher_scores, seconds = get_teacher(s, config, data, tokenizer, device)
-    student, _ = new_bert(s, config, device)
     W_layer = nn.Linear(config.d, teacher.config.d, bias=False, device=device)
     nn.init.eye_(W_layer.weight)
     log, times = Log(folder / "log.jsonl"), [time.perf_counter()]
