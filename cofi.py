@@ -31,6 +31,7 @@ and the symbols of the paper:
     H_s, H_t           hidden states of student and teacher; m(i) the student layer matched to i
 """
 import argparse
+import hashlib
 import itertools
 import json
 import math
@@ -81,7 +82,9 @@ def gate(x, z):
 class Norm(nn.LayerNorm):
     """LayerNorm over the hidden dimensions that z_hidn keeps, the only ones the cut model has.
 
-    The paper leaves open over what to normalise. Masked sums keep all shapes static.
+    The paper leaves open over what to normalise. Masked sums keep all shapes static. z_hidn comes
+    twice: on what a sub-layer adds to the stream, and here on the stream itself, which must be 0
+    where a dimension is closed although LayerNorm has a bias.
     """
 
     def forward(self, x, z_hidn=None):
@@ -229,7 +232,7 @@ def load_bert(model, config=None):
     bert = BERT(config or Config(**read_config(model)))
     own = bert.state_dict()
     if config:
-        new = {"classifier": "is for another task" if "classifier.weight" in weights else ""}
+        new = {"classifier": "is not for this run" if "classifier.weight" in weights else ""}
         if not weights.get("pooler.bias", torch.zeros(1)).any():
             new["pooler"] = "was never trained" if "pooler.bias" in weights else "is absent"
         notes = [f"{model}: its {part} {why}, a new one is trained"
@@ -251,7 +254,7 @@ def load_bert(model, config=None):
 
 BETA, LEFT, RIGHT, EPS = 2 / 3, -0.1, 1.1, 1e-6   # Louizos et al. 2018: temperature, stretch, guard
 START = 3.0       # of log_alpha, plus noise: all nearly open, .99 (the authors' FFN units: .83)
-BOUND = 5.0       # |log_alpha| stays under it, where sampled masks still have a gradient; ours
+BOUND = 5.0       # of |log_alpha|: up to here sampled masks still have a gradient; ours
 
 
 def sample_z(log_alpha, u=None):
@@ -310,10 +313,10 @@ class Masks(nn.Module):
         return 1 - size(self.k, **z) / size(self.k, **full)         # ()             §3.1 sparsity
 
     @torch.no_grad()
-    def clamp(self):
-        """Keeps log_alpha within BOUND, so P(z > 0) over .03; decide() knows no such floor."""
+    def hold(self):
+        """Keeps log_alpha near [-BOUND, BOUND]. What lies outside is halved, not cut: ranks remain."""
         for log_alpha in self.parameters():
-            log_alpha.clamp_(-BOUND, BOUND)
+            log_alpha -= (log_alpha - log_alpha.clamp(-BOUND, BOUND)) / 2
 
 
 # --------------------------------------------------------------------------------------------------
@@ -335,8 +338,6 @@ def encoder_parameters(bert):
     """The same number, counted on a network as it is: the elements of its encoder's matrices."""
     return sum(weight.numel() for weight in bert.layers.parameters() if weight.dim() == 2)
 
-
-LAMBDA2 = 100.0   # ours: where lambda2 starts. From 0, lambda1 alone pulls: too late, then too far
 
 
 def lagrangian(s, t, lambda1, lambda2):
@@ -406,7 +407,7 @@ def match(distance, is_open, matching):
         m[i] = distance[i].masked_fill(~candidate, torch.inf).argmin()  # ()         §3.2 m(i)
         found[i] = candidate.any()
         if matching == "ordered":
-            limit = torch.where(found[i], m[i], limit)
+            limit = m[i]                                            # 0 if none was left: nor is below
     return torch.stack(m), torch.stack(found)
 
 
@@ -461,13 +462,14 @@ def rank(score):
 
 @torch.no_grad()
 def decide(masks, t):
-    """The final masks: the largest structure within the budget, so of sparsity t or just above it.
+    """The final masks: what was learned, made to fill the budget, so of sparsity t or just above.
 
-    Every group keeps as many open as it expects, the highest log_alpha first, and a layer stays if
-    P(z > 0) >= .5. Only the finest group (FFN units; if those are off, hidden dimensions, heads or
-    layers) is ranked across all layers, and fills what the others leave of the budget. If it
-    cannot, all log_alpha are first shifted alike, by as little as will do. (Paper: no such step.)
-    Returns {group: z}: 0 if closed, its soft value if open, 1 if the group is switched off.
+    A layer stays if P(z > 0) >= .5; the hidden vector and each layer's heads keep as many open as
+    they expect, the highest log_alpha first. Only the finest group (FFN units; if those are off,
+    hidden dimensions, heads or layers) is ranked across all layers, and fills what the others leave
+    of the budget. If it cannot, all log_alpha are first shifted alike, by as little as will do.
+    (Paper: no such filling.) Returns {group: z}: 0 if closed or in a dead layer, its soft value if
+    open, 1 if the group is switched off.
     """
     alphas = {group: a.detach().cpu().double() for group, a in masks.log_alpha().items()}
     fine = next(group for group in ("z_int", "z_hidn", "z_head", "z_mha", "z_ffn")
@@ -491,9 +493,11 @@ def decide(masks, t):
     def fits(shift, n):
         return size(masks.k, **structure(shift, n)).item() <= budget
 
-    least = largest(lambda shift: fits(shift, everything), -40.0, 40.0)     # up to here: never full
-    most = largest(lambda shift: fits(shift, 0), -40.0, 40.0)               # from here: always over
-    shift = min(max(0.0, least + 1e-6), most)
+    # A shift is of use if the structure is within the budget without the finest group and beyond it
+    # with all of that: 0 if it can be, otherwise the nearest.
+    too_small = largest(lambda shift: fits(shift, everything), -40.0, 40.0)
+    too_large = largest(lambda shift: fits(shift, 0), -40.0, 40.0)
+    shift = min(max(0.0, too_small + 1e-6), too_large)
     n = math.floor(largest(lambda n: fits(shift, math.floor(n)), 0, everything + 1))
     z = structure(shift, n)
     for layer, units in (("z_mha", "z_head"), ("z_ffn", "z_int")):  # close what can have no effect
@@ -510,11 +514,11 @@ def cut(bert, z):
     z: the five masks, as from decide(). Returns a new BERT; its logits equal the masked one's.
     """
     c, on = bert.config, {group: mask > 0 for group, mask in z.items()}
-    H, z_hidn = on["z_hidn"], z["z_hidn"]                           # (d), (d)
+    keep, z_hidn = on["z_hidn"], z["z_hidn"]                        # (d), (d)
     h = on["z_head"].sum(1) * alive(z["z_mha"], z["z_head"])        # (L)
     f = on["z_int"].sum(1) * alive(z["z_ffn"], z["z_int"])          # (L)
-    sizes = {"d": int(H.sum()), "heads": h.tolist(), "ffn": f.tolist()}
-    small = BERT(Config(**asdict(c) | sizes)).to(H.device)
+    sizes = {"d": int(keep.sum()), "heads": h.tolist(), "ffn": f.tolist()}
+    small = BERT(Config(**asdict(c) | sizes)).to(keep.device)
     one, every = z_hidn.new_ones(()), slice(None)
 
     def copy(new, old, rows, columns, row_scale=one, column_scale=one):
@@ -524,25 +528,25 @@ def cut(bert, z):
             new.bias.copy_((old.bias * row_scale)[rows])
 
     def copy_norm(new, old):
-        new.weight.copy_((old.weight * z_hidn)[H])
-        new.bias.copy_((old.bias * z_hidn)[H])
+        new.weight.copy_((old.weight * z_hidn)[keep])
+        new.bias.copy_((old.bias * z_hidn)[keep])
 
     for name in ("word", "position", "segment"):
-        copy(getattr(small.embeddings, name), getattr(bert.embeddings, name), every, H)
+        copy(getattr(small.embeddings, name), getattr(bert.embeddings, name), every, keep)
     copy_norm(small.embeddings.norm, bert.embeddings.norm)
     for i, (new, old) in enumerate(zip(small.layers, bert.layers)):
         if new.mha is not None:
             scale = z["z_head"][i].repeat_interleave(c.k)           # (h k)
             for name in ("query", "key", "value"):
-                copy(getattr(new.mha, name), getattr(old.mha, name), scale > 0, H)
-            copy(new.mha.out, old.mha.out, H, scale > 0, z["z_mha"][i] * z_hidn, scale)
+                copy(getattr(new.mha, name), getattr(old.mha, name), scale > 0, keep)
+            copy(new.mha.out, old.mha.out, keep, scale > 0, z["z_mha"][i] * z_hidn, scale)
             copy_norm(new.mha.norm, old.mha.norm)
         if new.ffn is not None:
             scale = z["z_int"][i]                                   # (f)
-            copy(new.ffn.up, old.ffn.up, scale > 0, H)
-            copy(new.ffn.down, old.ffn.down, H, scale > 0, z["z_ffn"][i] * z_hidn, scale)
+            copy(new.ffn.up, old.ffn.up, scale > 0, keep)
+            copy(new.ffn.down, old.ffn.down, keep, scale > 0, z["z_ffn"][i] * z_hidn, scale)
             copy_norm(new.ffn.norm, old.ffn.norm)
-    copy(small.pooler, bert.pooler, every, H)
+    copy(small.pooler, bert.pooler, every, keep)
     copy(small.classifier, bert.classifier, every, every)
     return small.train(bert.training)
 
@@ -564,7 +568,7 @@ class Settings:
     sparsity: float = setting(0.95, "share of the encoder's weights to prune; paper: .60 to .95",
                               between=(0, 0.99))
     model: str = setting("google-bert/bert-base-uncased", "pre-trained BERT, hub name or folder")
-    teacher: str = setting("", "fine-tuned BERT, hub name or folder; else one is trained")
+    teacher: str = setting("", "folder of a fine-tuned BERT; else one is trained")
     masks: str = setting("mha,head,ffn,int,hidn", "masks to learn, others stay open; paper: all")
     matching: str = setting(None, "layer matching; paper: ordered on small sets, else free",
                             among=("free", "ordered", "fixed"))
@@ -588,8 +592,12 @@ class Settings:
     lr: float = setting(2e-5, "learning rate while pruning; paper: 2e-5", between=(1e-9, 1))
     finetune_lr: float = setting(2e-5, "learning rate of the cut model; paper: 1e-5, 2e-5, 3e-5",
                                  between=(1e-9, 1))
-    mask_lr: float = setting(0.01, "learning rate of log_alpha; paper: .01", between=(1e-9, 10))
+    mask_lr: float = setting(0.01, "learning rate of log_alpha; paper: .01; both this and the next "
+                             "are multiplied by 10,000 / steps in a shorter run, at most by 20",
+                             between=(1e-9, 10))
     lambda_lr: float = setting(0.1, "learning rate of lambda1 and lambda2; ours", between=(0, 1000))
+    lambda2: float = setting(400.0, "where lambda2 starts; ours: from 0, s follows t late, then "
+                             "overshoots", between=(0, 1e6))
     seed: int = setting(57, "of all that is random; authors' code: 57", between=(0, 2**31))
     out: str = setting("out", "folder of runs and teachers")
     device: str = setting("auto", "auto: the best there is", among=("auto", "cpu", "cuda", "mps"))
@@ -604,7 +612,7 @@ BY_SIZE = {       # the paper's table of hyper-parameters; teacher_epochs is our
     "large": {"matching": "free", "teacher_epochs": 3, "prune_epochs": 20, "start": 1 / 20,
               "warmup": 2 / 20, "finetune_epochs": 20},
 }
-MASK_STEPS = 10_000   # ours: in a run of fewer steps, mask_lr and lambda_lr grow, at most 20 times
+MASK_STEPS, MOST = 10_000, 20     # ours: a short run multiplies mask_lr and lambda_lr, up to MOST
 
 
 def defaults(task):
@@ -612,10 +620,10 @@ def defaults(task):
     return Settings(task=task, **BY_SIZE["small" if TASKS[task].small else "large"])
 
 
-def check(s):
+def check(cfg):
     """Raises BadInput for the first setting that is not allowed."""
-    for f in fields(s):
-        value, hint = getattr(s, f.name), ""
+    for f in fields(cfg):
+        value, hint = getattr(cfg, f.name), ""
         if "among" in f.metadata and value not in f.metadata["among"]:
             raise BadInput(f"--{f.name} {value}: want one of {', '.join(f.metadata['among'])}")
         low, high = f.metadata.get("between", (-math.inf, math.inf))
@@ -623,16 +631,16 @@ def check(s):
             if f.name == "sparsity" and low <= value / 100 <= high:
                 hint = f"; did you mean {value / 100:g}?"
             raise BadInput(f"--{f.name} {value:g}: want a number from {low:g} to {high:g}{hint}")
-    for name in s.masks.split(","):
+    for name in cfg.masks.split(","):
         if f"z_{name}" not in Masks.GROUPS:
-            raise BadInput(f"--masks {s.masks}: there is no mask {name!r}; want some of "
+            raise BadInput(f"--masks {cfg.masks}: there is no mask {name!r}; want some of "
                            "mha,head,ffn,int,hidn, with commas between")
-    if s.start + s.warmup > 1:
-        raise BadInput(f"--start {s.start:g} --warmup {s.warmup:g}: more than all of pruning; "
+    if cfg.start + cfg.warmup > 1:
+        raise BadInput(f"--start {cfg.start:g} --warmup {cfg.warmup:g}: more than all of pruning; "
                        "want at most 1 together")
     has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not has.get(s.device, True):
-        raise BadInput(f"--device {s.device}: there is none here; want cpu, or auto")
+    if not has.get(cfg.device, True):
+        raise BadInput(f"--device {cfg.device}: there is none here; want cpu, or auto")
 
 
 def has_bf16(device):
@@ -667,58 +675,60 @@ def stream(rows, batch_size, seed, total):
     return itertools.islice(itertools.chain.from_iterable(epochs), total)
 
 
-def objective(out, out_t, label, real, s, W_layer, is_open):
+def objective(out, out_t, label, real, cfg, W_layer, is_open):
     """The loss of the network: pred_weight L_pred + layer_weight L_layer (§3.2).
 
     out: of the student; out_t: of the teacher, or None. Labels count only where L_pred does not:
     without a teacher, or with pred_weight 0. Returns the loss, (L_pred, L_layer), and m or None.
+    The paper's weights are lambda and 1 - lambda; here they are free.
     """
     pred, weight = label_loss(out.logits.float(), label), 1.0
     layer, m = torch.zeros_like(pred), None
-    if out_t and s.pred_weight:
-        pred = pred_loss(out.logits.float(), out_t.logits.float(), s.temperature)
-        weight = s.pred_weight
-    if out_t and s.layer_weight:
-        layer, m = layer_loss(out.hidden[1:], out_t.hidden[1:], real, W_layer, is_open, s.matching)
-    return weight * pred + s.layer_weight * layer, torch.stack([pred, layer]).detach(), m
+    if out_t and cfg.pred_weight:
+        pred = pred_loss(out.logits.float(), out_t.logits.float(), cfg.temperature)
+        weight = cfg.pred_weight
+    if out_t and cfg.layer_weight:
+        layer, m = layer_loss(out.hidden[1:], out_t.hidden[1:], real, W_layer, is_open, cfg.matching)
+    return weight * pred + cfg.layer_weight * layer, torch.stack([pred, layer]).detach(), m
 
 
-def train(stage, bert, data, s, log, teacher=None, W_layer=None, masks=None):
+def train(stage, bert, data, cfg, log, teacher=None, W_layer=None, masks=None):
     """One stage, in place: "teacher" on labels, "prune" with masks, "finetune" of the cut model.
 
     data: a Dataset; log: called with a dict about ten times; teacher: a BERT in eval mode.
     Returns the layer matching of the last batch, as a list, or None.
     """
     device = bert.classifier.weight.device
-    distil, half = teacher and (s.pred_weight or s.layer_weight), s.bf16 and has_bf16(device)
-    epochs, lr = {"teacher": (s.teacher_epochs, s.teacher_lr), "prune": (s.prune_epochs, s.lr),
-                  "finetune": (s.finetune_epochs, s.finetune_lr)}[stage]
-    total = math.ceil(epochs * math.ceil(len(data.train) / s.batch_size))
-    total = min(total, s.max_steps or total)
-    start, warmup, pace = s.start * total, s.warmup * total, min(max(1, MASK_STEPS / total), 20)
-    torch.manual_seed(s.seed)
+    distil, bf16 = teacher and (cfg.pred_weight or cfg.layer_weight), cfg.bf16 and has_bf16(device)
+    epochs, lr = {"teacher": (cfg.teacher_epochs, cfg.teacher_lr), "prune": (cfg.prune_epochs, cfg.lr),
+                  "finetune": (cfg.finetune_epochs, cfg.finetune_lr)}[stage]
+    total = math.ceil(epochs * math.ceil(len(data.train) / cfg.batch_size))
+    total = min(total, cfg.max_steps or total)
+    start, warmup, pace = cfg.start * total, cfg.warmup * total, min(max(1, MASK_STEPS / total), MOST)
+    torch.manual_seed(cfg.seed)
     bert.train().embeddings.requires_grad_(stage == "teacher")      # frozen in the authors' code
     network = [p for part in (bert, W_layer) if part for p in part.parameters() if p.requires_grad]
     groups = [{"params": network}]
     if masks:
-        groups.append({"params": masks.parameters(), "lr": s.mask_lr * pace})
-        lambdas = torch.tensor([0.0, LAMBDA2], device=device, requires_grad=True)
-        ascent = torch.optim.SGD([lambdas], s.lambda_lr * pace, maximize=True)
+        groups.append({"params": masks.parameters(), "lr": cfg.mask_lr * pace})
+        lambdas = torch.tensor([0.0, cfg.lambda2], device=device, requires_grad=True)
+        ascent = torch.optim.SGD([lambdas], cfg.lambda_lr * pace, maximize=True)
     descent = torch.optim.AdamW(groups, lr, weight_decay=0.0, fused=True)
-    began, sums, lines, m = time.perf_counter(), 0, max(1, total // 10), None
-    steps = tqdm(stream(data.train, s.batch_size, s.seed, total), stage, total, False, disable=None)
+    began, sums, every, m = time.perf_counter(), 0, max(1, total // 10), None
+    still_there = open_layers(bert, {})
+    steps = tqdm(stream(data.train, cfg.batch_size, cfg.seed, total), stage, total, False, disable=None)
     for step, (_, batch) in enumerate(steps, start=1):
         x, label = to(device, batch), batch["label"].to(device)
         z = masks.sample() if masks and step > start else {}
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             with torch.no_grad():
                 out_t = teacher(**x) if distil else None
             out = bert(**x, **z)
-            is_open = open_layers(bert, z)
-            loss, parts, m = objective(out, out_t, label, x["real"], s, W_layer, is_open)
+            is_open = open_layers(bert, z) if z else still_there
+            loss, parts, m = objective(out, out_t, label, x["real"], cfg, W_layer, is_open)
         if z:
             sparsity = masks.sparsity()
-            t = s.sparsity * min((step - start) / max(warmup, 1), 1)
+            t = cfg.sparsity * min((step - start) / max(warmup, 1), 1)
             loss = loss + lagrangian(sparsity, t, *lambdas)
         descent.param_groups[0]["lr"] = lr * (1 - (step - 1) / total)
         descent.zero_grad()
@@ -728,15 +738,15 @@ def train(stage, bert, data, s, log, teacher=None, W_layer=None, masks=None):
         if z:
             ascent.step()
             ascent.zero_grad()
-            masks.clamp()
+            masks.hold()
         sums = sums + parts
-        if step % lines == 0 or step == total:
-            score = evaluate(bert, data.dev, TASKS[s.task].metrics, decide(masks, t) if z else {})
-            pred, layer = (sums / (step % lines or lines)).tolist()
+        if step % every == 0 or step == total:
+            score = evaluate(bert, data.dev, TASKS[cfg.task].metrics, decide(masks, t) if z else {})
+            pred, layer = (sums / (step % every or every)).tolist()
             pull = [sparsity.item(), t, *lambdas.tolist()] if z else []
             log({"stage": stage, "step": step, "of": total, "L_pred": pred, "L_layer": layer,
                  **dict(zip(("s", "t", "lambda1", "lambda2"), pull)),
-                 "score": score[TASKS[s.task].metrics[0]], "m": None if m is None else m.tolist(),
+                 "score": score[TASKS[cfg.task].metrics[0]], "m": None if m is None else m.tolist(),
                  "seconds": time.perf_counter() - began})
             sums = 0
     return None if m is None else m.tolist()
@@ -748,7 +758,7 @@ def train(stage, bert, data, s, log, teacher=None, W_layer=None, masks=None):
 
 LEGEND = """\
 L_pred   mean since the last line,     s        expected sparsity         score  of the dev set
-         of the labels if no teacher   t        its target                m      which student layer
+         of the labels where it is off t        its target                m      which student layer
 L_layer  mean since the last line;     lambda1  pull towards t                   learns from each of
          both before their weights     lambda2  spring towards t                 the teaching layers
 
@@ -785,19 +795,20 @@ def bar(part, whole, width=20):
     return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()).ljust(width)
 
 
-def draw(config, z, m=None):
+def draw(config, z, teaching, m=None):
     """What is left, as text: a row a layer, the last on top; a mark a head, a bar of the FFN units.
 
-    config: the sizes before the cut; z: the final masks; m: the layer matching, from train().
+    config: the sizes before the cut; z: the final masks; teaching: from teacher_layers(); m: the
+    layer matching, from train().
     """
     L, h = len(config.heads), config.heads[0]
     lines = [f"layer  {'heads':{2 * h + 4}}{'FFN units':34}learns from teacher layer"]
     for i in reversed(range(L)):
         heads, units = (z["z_head"][i] > 0).tolist(), int((z["z_int"][i] > 0).sum())
         marks = " ".join("■" if on else "·" for on in heads)
-        teaching = [str(j) for j, student in zip(teacher_layers(L), m or []) if student == i]
+        pupil_of = [str(j) for j, student in zip(teaching, m or []) if student == i]
         lines.append(f"{i + 1:5}  {marks}{sum(heads) or '-':>3}  {bar(units, config.ffn[i])}"
-                     f"{units or '-':>6} of {config.ffn[i]:<6}{', '.join(teaching)}".rstrip())
+                     f"{units or '-':>6} of {config.ffn[i]:<6}{', '.join(pupil_of)}".rstrip())
     d = int((z["z_hidn"] > 0).sum())
     return "\n".join([*lines, f"    d  {'':{2 * h + 4}}{bar(d, config.d)}{d:6} of {config.d}"])
 
@@ -809,7 +820,7 @@ def speedup(dense, small, batch_sizes=(1, 32, 128), length=128, seconds=5.0):
     Forward passes in fp32 over random tokens without padding. The two take turns, so that whatever
     else the machine does meets both; at least three turns, and more until `seconds` have passed.
     """
-    device, ratio, times = dense.classifier.weight.device, {}, {}
+    device, ratio = dense.classifier.weight.device, {}
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, int)
     models = [model.eval() for model in (dense, small)]
     for rows in batch_sizes:
@@ -848,42 +859,44 @@ OF_TEACHER = ("task", "model", "seed", "batch_size", "max_length", "teacher_epoc
               "bf16", "max_steps")
 
 
-def folder_for(s, first, names):
-    """The folder of a run or teacher under s.out: `first`, then every setting that was changed."""
-    usual = asdict(defaults(s.task))
+def folder_for(cfg, first, names):
+    """The folder of a run or teacher under cfg.out: `first`, then every setting that was changed."""
+    usual = asdict(defaults(cfg.task))
     changed = [f"{name}={Path(value).name if isinstance(value, str) else format(value, 'g')}"
-               for name, value in asdict(s).items() if name in names and value != usual[name]]
-    return Path(s.out) / re.sub(r"[^\w.,=-]", "_", "-".join(first + changed))
+               for name, value in asdict(cfg).items() if name in names and value != usual[name]]
+    name = re.sub(r"[^\w.,=-]", "_", "-".join(first + changed))
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]          # file systems allow 255 bytes
+    return Path(cfg.out) / (name if len(name) <= 200 else f"{name[:190]}-{digest}")
 
 
-def new_bert(s, config, device):
+def new_bert(cfg, config, device):
     """The pre-trained model with a new head, the same for teacher and student of one seed."""
-    torch.manual_seed(s.seed)
-    bert, notes = load_bert(s.model, config)
+    torch.manual_seed(cfg.seed)
+    bert, notes = load_bert(cfg.model, config)
     return bert.to(device), notes
 
 
-def get_teacher(s, config, data, tokenizer, device):
+def get_teacher(cfg, config, data, tokenizer, device):
     """The teacher: the one given, or one trained before with the same settings, or a new one.
 
     Returns (BERT in eval mode, {metric: value}, seconds of training).
     """
-    metrics, key = TASKS[s.task].metrics, {name: getattr(s, name) for name in OF_TEACHER}
-    if s.teacher:
-        teacher = load_bert(s.teacher)[0].to(device).eval()
+    metrics, key = TASKS[cfg.task].metrics, {name: getattr(cfg, name) for name in OF_TEACHER}
+    if cfg.teacher:
+        teacher = load_bert(cfg.teacher)[0].to(device).eval()
         if (teacher.config.labels, teacher.config.vocab) != (data.labels, config.vocab):
-            raise BadInput(f"--teacher {s.teacher}: {teacher.config.vocab} words and the labels "
+            raise BadInput(f"--teacher {cfg.teacher}: {teacher.config.vocab} words and the labels "
                            f"{teacher.config.labels}; want {config.vocab} and {data.labels}")
         return teacher, evaluate(teacher, data.dev, metrics), 0.0
-    folder = folder_for(s, ["teacher", s.task], set(OF_TEACHER) - {"task"})
+    folder = folder_for(cfg, ["teacher", cfg.task], set(OF_TEACHER) - {"task"})
     if (folder / "result.json").is_file():
         before = json.loads((folder / "result.json").read_text())
         if before["settings"] == key:
             print(f"teacher   trained before: {folder}")
             return load_bert(folder)[0].to(device).eval(), before["scores"], before["seconds"]
-    teacher, _ = new_bert(s, config, device)
+    teacher, _ = new_bert(cfg, config, device)
     began = time.perf_counter()
-    train("teacher", teacher, data, s, Log(folder / "log.jsonl"))
+    train("teacher", teacher, data, cfg, Log(folder / "log.jsonl"))
     scores, seconds = evaluate(teacher, data.dev, metrics), time.perf_counter() - began
     save(folder, teacher, tokenizer, {"settings": key, "scores": scores, "seconds": seconds})
     return teacher.eval(), scores, seconds
@@ -895,52 +908,57 @@ def save(folder, bert, tokenizer, result):
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
-def run(s):
+def run(cfg):
     """One run, from teacher to report. Returns the folder it leaves."""
-    torch.manual_seed(s.seed)
-    device, metrics = pick_device(s.device), TASKS[s.task].metrics
-    config, tokenizer = Config(**read_config(s.model)), load_tokenizer(s.model)
+    torch.manual_seed(cfg.seed)
+    device, metrics = pick_device(cfg.device), TASKS[cfg.task].metrics
+    config, tokenizer = Config(**read_config(cfg.model)), load_tokenizer(cfg.model)
     if len(set(config.heads)) > 1 or len(set(config.ffn)) > 1:
-        raise BadInput(f"--model {s.model}: it is cut already; want the dense model it came from")
-    masks = Masks(config, [f"z_{name}" for name in s.masks.split(",")]).to(device)
-    reach = masks.sparsity({group: a.isinf().double() for group, a in masks.log_alpha().items()})
-    if s.sparsity > reach:
-        raise BadInput(f"--sparsity {s.sparsity:g} --masks {s.masks}: these masks alone reach only "
+        raise BadInput(f"--model {cfg.model}: it is cut already; want the dense model it came from")
+    masks = Masks(config, [f"z_{name}" for name in cfg.masks.split(",")])
+    lowest = torch.tensor(-BOUND)
+    reach = masks.sparsity({group: p_open(torch.where(a.isinf(), a, lowest))
+                            for group, a in masks.log_alpha().items()})
+    if cfg.sparsity > reach:
+        raise BadInput(f"--sparsity {cfg.sparsity:g} --masks {cfg.masks}: these masks alone reach only "
                        f"{reach:.3f}; want a lower sparsity, or more masks")
-    data = load_task(s.task, tokenizer, min(s.max_length, config.positions))
-    config = replace(config, labels=data.labels, task=s.task)
-    names = {f.name for f in fields(s)} - {"task", "sparsity", "out", "device"}
-    folder = folder_for(s, [s.task, f"{s.sparsity:g}"], names)
-    student, notes = new_bert(s, config, device)
-    print("\n".join([f"run        {folder}", *(f"note       {note}" for note in notes), "", LEGEND]))
-    teacher, teacher_scores, seconds = get_teacher(s, config, data, tokenizer, device)
+    data = load_task(cfg.task, tokenizer, min(cfg.max_length, config.positions))
+    config = replace(config, labels=data.labels, task=cfg.task)
+    names = {f.name for f in fields(cfg)} - {"task", "sparsity", "out", "device"}
+    folder = folder_for(cfg, [cfg.task, f"{cfg.sparsity:g}"], names)
+    student, notes = new_bert(cfg, config, device)
+    notes = [f"note       {note}" for note in notes]
+    print("\n".join([f"run        {folder}", *notes, "", LEGEND]))
+    teacher, teacher_scores, seconds = get_teacher(cfg, config, data, tokenizer, device)
+    masks = masks.to(device)
     W_layer = nn.Linear(config.d, teacher.config.d, bias=False, device=device)
     nn.init.eye_(W_layer.weight)
+    (folder / "result.json").unlink(missing_ok=True)
     log, times = Log(folder / "log.jsonl"), [time.perf_counter()]
 
-    m = train("prune", student, data, s, log, teacher, W_layer, masks)
-    z = decide(masks, s.sparsity)
+    m = train("prune", student, data, cfg, log, teacher, W_layer, masks)
+    z = decide(masks, cfg.sparsity)
     pruned_scores, small = evaluate(student, data.dev, metrics, z), cut(student, z)
     W_layer.weight = nn.Parameter(W_layer.weight.detach()[:, z["z_hidn"] > 0])
     times.append(time.perf_counter())
-    train("finetune", small, data, s, log, teacher, W_layer)
+    train("finetune", small, data, cfg, log, teacher, W_layer)
     scores = evaluate(small, data.dev, metrics)
     times.append(time.perf_counter())
 
     left, dense = encoder_parameters(small), encoder_parameters(student)
     in_all = [sum(p.numel() for p in bert.parameters()) for bert in (small, student)]
     result = {
-        "task": s.task, "model": s.model, "seed": s.seed, "metric": metrics[0],
+        "task": cfg.task, "model": cfg.model, "seed": cfg.seed, "metric": metrics[0],
         "teacher_score": teacher_scores[metrics[0]], "pruned_score": pruned_scores[metrics[0]],
         "score": scores[metrics[0]], "scores": scores, "teacher_scores": teacher_scores,
-        "target_sparsity": s.sparsity, "sparsity": 1 - left / dense, "encoder_parameters": left,
+        "target_sparsity": cfg.sparsity, "sparsity": 1 - left / dense, "encoder_parameters": left,
         "dense_encoder_parameters": dense, "total_parameters": in_all[0],
         "dense_total_parameters": in_all[1], "speedup": speedup(student, small),
         "seconds": dict(zip(("teacher", "prune", "finetune"), (seconds, *np.diff(times)))),
-        "settings": asdict(s), "device": device_name(device),
+        "settings": asdict(cfg), "device": device_name(device),
         "versions": {name: version(name) for name in ("torch", "numpy", "datasets", "tokenizers")}}
     save(folder, small, tokenizer, result)
-    picture = draw(config, z, m)
+    picture = draw(config, z, teacher_layers(len(teacher.config.heads)), m)
     (folder / "network.txt").write_text(picture + "\n")
     report(result, picture)
     return folder
@@ -959,9 +977,9 @@ def device_name(device):
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def evaluate_folder(folder):
+def evaluate_folder(folder, device):
     """--evaluate: the dev scores of the model of a run, computed again."""
-    bert, _ = load_bert(folder)
+    bert = load_bert(folder)[0].to(device)
     if bert.config.task not in TASKS:
         raise BadInput(f"--evaluate {folder}: config.json names no task; want the folder of a run")
     length = json.loads(fetch(folder, "result.json").read_text())["settings"]["max_length"]
@@ -1006,21 +1024,21 @@ def parse(arguments):
     given = {name: v for name, v in vars(parser.parse_args(arguments)).items() if v is not None}
     evaluate_, predict_ = given.pop("evaluate", None), given.pop("predict", None)
     task = given.get("task", Settings.task)
-    s = Settings(**asdict(defaults(task if task in TASKS else Settings.task)) | given)
-    check(s)
-    return s, evaluate_, predict_
+    cfg = Settings(**asdict(defaults(task if task in TASKS else Settings.task)) | given)
+    check(cfg)
+    return cfg, evaluate_, predict_
 
 
 def main(arguments=None):
     """Returns the exit code: 0, or 2 for what the user can put right, said in one line."""
     try:
-        s, evaluate_, predict_ = parse(arguments)
+        cfg, evaluate_, predict_ = parse(arguments)
         if evaluate_:
-            evaluate_folder(evaluate_)
+            evaluate_folder(evaluate_, pick_device(cfg.device))
         elif predict_:
             predict(predict_[0], predict_[1:])
         else:
-            run(s)
+            run(cfg)
     except BadInput as error:
         print(f"cofi: {error}", file=sys.stderr)
         return 2

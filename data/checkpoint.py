@@ -41,12 +41,13 @@ def read_config(model):
             raise BadInput(f"{path}: {key} is {c[key]!r}; want a model with {key} {want!r}")
     try:
         d, h, L = c["hidden_size"], c["num_attention_heads"], c["num_hidden_layers"]
-        if "attention_head_size" not in c and d % h:
+        cut = "attention_head_size" in c
+        if not cut and (h < 1 or d % h):
             raise BadInput(f"{path}: hidden_size {d} is no multiple of num_attention_heads {h}")
         names = c.get("id2label")
         return {
             "vocab": c["vocab_size"], "positions": c["max_position_embeddings"],
-            "types": c.get("type_vocab_size", 2), "d": d, "k": c.get("attention_head_size", d // h),
+            "types": c.get("type_vocab_size", 2), "d": d, "k": c["attention_head_size"] if cut else d // h,
             "heads": c.get("heads_per_layer", [h] * L),
             "ffn": c.get("ffn_per_layer", [c["intermediate_size"]] * L),
             "pooler": c.get("pooler_size", d), "dropout": c.get("hidden_dropout_prob", 0.1),

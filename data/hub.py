@@ -36,7 +36,8 @@ def fetch(name, filename, optional=False):
             return path if path.is_file() else None
         raise BadInput(f"{lacking}; want a folder with {FILES}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise BadInput(f"{name}: neither a folder here nor a hub name; want one with {FILES}")
+        raise BadInput(f"{name}: neither a folder here nor a hub name like "
+                       f"google-bert/bert-base-uncased; want one with {FILES}")
     try:
         return Path(quietly(hf_hub_download, str(name), filename))
     except Exception as error:  # many kinds, of several network libraries; none is swallowed
