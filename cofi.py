@@ -112,6 +112,7 @@ class MHA(nn.Module):
 
         Returns (B, T, d).
         """
+        # h heads side by side: (B, T, h k) -> (B, h, T, k)
         q, k, v = (linear(x).unflatten(-1, (-1, self.k)).transpose(1, 2)
                    for linear in (self.query, self.key, self.value))
         a = q @ k.transpose(-1, -2) / math.sqrt(self.k) + bias      # (B, h, T, T)
@@ -314,7 +315,7 @@ class Masks(nn.Module):
 
     @torch.no_grad()
     def hold(self):
-        """Keeps log_alpha near [-BOUND, BOUND]. What lies outside is halved, not cut: ranks remain."""
+        """Keeps log_alpha near [-BOUND, BOUND]: what is beyond is halved, so ranks remain."""
         for log_alpha in self.parameters():
             log_alpha -= (log_alpha - log_alpha.clamp(-BOUND, BOUND)) / 2
 
@@ -407,7 +408,7 @@ def match(distance, is_open, matching):
         m[i] = distance[i].masked_fill(~candidate, torch.inf).argmin()  # ()         §3.2 m(i)
         found[i] = candidate.any()
         if matching == "ordered":
-            limit = m[i]                                            # 0 if none was left: nor is below
+            limit = m[i]                                            # 0 if none was left
     return torch.stack(m), torch.stack(found)
 
 
@@ -430,7 +431,7 @@ def layer_loss(student, teacher, real, W_layer, is_open, matching):
         m = torch.tensor([min(i, len(student) - 1) for i in layers], device=real.device)
         found = torch.ones_like(m, dtype=torch.bool)                # (n)
     else:
-        with torch.no_grad():
+        with torch.no_grad():                                       # choosing has no gradient
             distance = torch.stack([mse(H) for H in H_s], dim=1)    # (n, L)
             m, found = match(distance, is_open, matching)
     loss = (mse(H_s[m]) * found).sum()                              # ()             §3.2 L_layer
@@ -520,6 +521,9 @@ def cut(bert, z):
     sizes = {"d": int(keep.sum()), "heads": h.tolist(), "ffn": f.tolist()}
     small = BERT(Config(**asdict(c) | sizes)).to(keep.device)
     one, every = z_hidn.new_ones(()), slice(None)
+    # A soft value goes into the matrix after it: z_head and z_int scale columns of out and down;
+    # z_mha, z_ffn and z_hidn their rows and bias; z_hidn also the LayerNorm. What reads the stream
+    # (query, key, value, up, pooler) only loses the columns of closed dimensions.
 
     def copy(new, old, rows, columns, row_scale=one, column_scale=one):
         """What stays of a matrix: diag(row_scale) W diag(column_scale); and of its bias."""
@@ -688,8 +692,18 @@ def objective(out, out_t, label, real, cfg, W_layer, is_open):
         pred = pred_loss(out.logits.float(), out_t.logits.float(), cfg.temperature)
         weight = cfg.pred_weight
     if out_t and cfg.layer_weight:
-        layer, m = layer_loss(out.hidden[1:], out_t.hidden[1:], real, W_layer, is_open, cfg.matching)
+        layer, m = layer_loss(out.hidden[1:], out_t.hidden[1:], real, W_layer, is_open,
+                              cfg.matching)
     return weight * pred + cfg.layer_weight * layer, torch.stack([pred, layer]).detach(), m
+
+
+def plan(stage, n, cfg):
+    """(steps, first learning rate) of a stage on n rows."""
+    epochs, lr = {"teacher": (cfg.teacher_epochs, cfg.teacher_lr),
+                  "prune": (cfg.prune_epochs, cfg.lr),
+                  "finetune": (cfg.finetune_epochs, cfg.finetune_lr)}[stage]
+    steps = math.ceil(epochs * math.ceil(n / cfg.batch_size))
+    return min(steps, cfg.max_steps or steps), lr
 
 
 def train(stage, bert, data, cfg, log, teacher=None, W_layer=None, masks=None):
@@ -700,23 +714,22 @@ def train(stage, bert, data, cfg, log, teacher=None, W_layer=None, masks=None):
     """
     device = bert.classifier.weight.device
     distil, bf16 = teacher and (cfg.pred_weight or cfg.layer_weight), cfg.bf16 and has_bf16(device)
-    epochs, lr = {"teacher": (cfg.teacher_epochs, cfg.teacher_lr), "prune": (cfg.prune_epochs, cfg.lr),
-                  "finetune": (cfg.finetune_epochs, cfg.finetune_lr)}[stage]
-    total = math.ceil(epochs * math.ceil(len(data.train) / cfg.batch_size))
-    total = min(total, cfg.max_steps or total)
-    start, warmup, pace = cfg.start * total, cfg.warmup * total, min(max(1, MASK_STEPS / total), MOST)
+    total, lr = plan(stage, len(data.train), cfg)
+    start, warmup = cfg.start * total, cfg.warmup * total           # in steps
+    pace = min(max(1, MASK_STEPS / total), MOST)
     torch.manual_seed(cfg.seed)
     bert.train().embeddings.requires_grad_(stage == "teacher")      # frozen in the authors' code
     network = [p for part in (bert, W_layer) if part for p in part.parameters() if p.requires_grad]
     groups = [{"params": network}]
-    if masks:
+    if masks:       # two players: log_alpha with the weights, the multipliers against them
         groups.append({"params": masks.parameters(), "lr": cfg.mask_lr * pace})
         lambdas = torch.tensor([0.0, cfg.lambda2], device=device, requires_grad=True)
         ascent = torch.optim.SGD([lambdas], cfg.lambda_lr * pace, maximize=True)
     descent = torch.optim.AdamW(groups, lr, weight_decay=0.0, fused=True)
     began, sums, every, m = time.perf_counter(), 0, max(1, total // 10), None
     still_there = open_layers(bert, {})
-    steps = tqdm(stream(data.train, cfg.batch_size, cfg.seed, total), stage, total, False, disable=None)
+    steps = stream(data.train, cfg.batch_size, cfg.seed, total)
+    steps = tqdm(steps, stage, total, leave=False, disable=None)
     for step, (_, batch) in enumerate(steps, start=1):
         x, label = to(device, batch), batch["label"].to(device)
         z = masks.sample() if masks and step > start else {}
@@ -726,21 +739,21 @@ def train(stage, bert, data, cfg, log, teacher=None, W_layer=None, masks=None):
             out = bert(**x, **z)
             is_open = open_layers(bert, z) if z else still_there
             loss, parts, m = objective(out, out_t, label, x["real"], cfg, W_layer, is_open)
-        if z:
+        if z:       # t rises linearly from 0; the pull on the masks is one more term of the loss
             sparsity = masks.sparsity()
             t = cfg.sparsity * min((step - start) / max(warmup, 1), 1)
             loss = loss + lagrangian(sparsity, t, *lambdas)
-        descent.param_groups[0]["lr"] = lr * (1 - (step - 1) / total)
+        descent.param_groups[0]["lr"] = lr * (1 - (step - 1) / total)   # to 0; masks keep their own
         descent.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network, 1.0)
         descent.step()
-        if z:
+        if z:       # descent has moved the weights and log_alpha down the loss; lambdas go up it
             ascent.step()
             ascent.zero_grad()
             masks.hold()
         sums = sums + parts
-        if step % every == 0 or step == total:
+        if step % every == 0 or step == total:  # the only place that waits for the device
             score = evaluate(bert, data.dev, TASKS[cfg.task].metrics, decide(masks, t) if z else {})
             pred, layer = (sums / (step % every or every)).tolist()
             pull = [sparsity.item(), t, *lambdas.tolist()] if z else []
@@ -860,7 +873,7 @@ OF_TEACHER = ("task", "model", "seed", "batch_size", "max_length", "teacher_epoc
 
 
 def folder_for(cfg, first, names):
-    """The folder of a run or teacher under cfg.out: `first`, then every setting that was changed."""
+    """The folder of a run or teacher: cfg.out, `first`, then every setting that was changed."""
     usual = asdict(defaults(cfg.task))
     changed = [f"{name}={Path(value).name if isinstance(value, str) else format(value, 'g')}"
                for name, value in asdict(cfg).items() if name in names and value != usual[name]]
@@ -920,8 +933,8 @@ def run(cfg):
     reach = masks.sparsity({group: p_open(torch.where(a.isinf(), a, lowest))
                             for group, a in masks.log_alpha().items()})
     if cfg.sparsity > reach:
-        raise BadInput(f"--sparsity {cfg.sparsity:g} --masks {cfg.masks}: these masks alone reach only "
-                       f"{reach:.3f}; want a lower sparsity, or more masks")
+        raise BadInput(f"--sparsity {cfg.sparsity:g} --masks {cfg.masks}: these masks alone reach "
+                       f"only {reach:.3f}; want a lower sparsity, or more masks")
     data = load_task(cfg.task, tokenizer, min(cfg.max_length, config.positions))
     config = replace(config, labels=data.labels, task=cfg.task)
     names = {f.name for f in fields(cfg)} - {"task", "sparsity", "out", "device"}

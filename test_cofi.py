@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import pickle
+import re
 
 import datasets
 import numpy as np
@@ -24,7 +25,7 @@ from data import BadInput, checkpoint, glue, hub, metrics
 torch.set_num_threads(1)       # at these sizes a second thread only waits
 
 MINILM = cofi.Config(100, 64, 2, 384, 32, [12] * 6, [1536] * 6, 384, labels=["no", "yes"])
-TINY = cofi.Config(100, 64, 2, 16, 4, [4, 4, 4], [24, 24, 24], 16, dropout=0.1, labels=["no", "yes"])
+TINY = cofi.Config(100, 64, 2, 16, 4, [4, 4, 4], [24, 24, 24], 16, labels=["no", "yes"])
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +51,8 @@ def make_batch(B=5, T=11, vocab=100):
 def make_masks(config=TINY, soft=True):
     """{group: z} with about a quarter closed, the others soft."""
     shapes = {group: a.shape for group, a in cofi.Masks(config).log_alpha().items()}
-    z = {group: (torch.rand(shape) + 0.5 if soft else torch.ones(shape)) * (torch.rand(shape) > 0.25)
-         for group, shape in shapes.items()}
+    value = (lambda shape: torch.rand(shape) + 0.5) if soft else torch.ones
+    z = {group: value(shape) * (torch.rand(shape) > 0.25) for group, shape in shapes.items()}
     z["z_mha"][0] = z["z_ffn"][0] = 0.9
     return z
 
@@ -67,7 +68,7 @@ def close(a, b, atol=1e-5):
     torch.testing.assert_close(a, b, atol=atol, rtol=1e-5)
 
 
-# ---- 1. BERT --------------------------------------------------------------------------------------
+# ---- 1. BERT -------------------------------------------------------------------------------------
 
 
 def test_layer_is_the_one_of_torch():
@@ -89,7 +90,7 @@ def test_layer_is_the_one_of_torch():
 
 
 def test_embeddings_and_head():
-    """LayerNorm(word + position + segment), token by token, and classifier(tanh(pooler(first state)))."""
+    """LayerNorm(word + position + segment), and classifier(tanh(pooler(first state)))."""
     bert, batch = make_bert(), make_batch()
     e, out = bert.embeddings, bert(**batch)
     for b in range(5):
@@ -113,7 +114,8 @@ def test_mha_with_masks():
         rows = slice(4 * i, 4 * i + 4)
         q, k, v = (x @ f.weight[rows].T + f.bias[rows] for f in (mha.query, mha.key, mha.value))
         for t in range(5):
-            attention = torch.softmax(torch.stack([q[t] @ k[u] / math.sqrt(4) for u in range(5)]), 0)
+            score = torch.stack([q[t] @ k[u] / math.sqrt(4) for u in range(5)])
+            attention = torch.softmax(score, 0)
             att = mha.out.weight[:, rows] @ sum(attention[u] * v[u] for u in range(5))
             y[t] = y[t] + z_head[i] * att
     close(mha(x[None], 0.0, z_mha, z_head, z_hidn)[0], mha.norm(x + z_mha * y * z_hidn, z_hidn))
@@ -162,7 +164,7 @@ def test_dead_sublayer_is_the_identity(dead):
         close(got, layer.mha(x, bias, z["z_mha"], z["z_head"], z_hidn))
 
 
-# ---- 2. Hard concrete -----------------------------------------------------------------------------
+# ---- 2. Hard concrete ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("log_alpha", [-4.0, -1.0, 0.0, 2.0, 4.0])
@@ -171,7 +173,7 @@ def test_p_open_by_monte_carlo(log_alpha):
     z = cofi.sample_z(torch.full((1_000_000,), log_alpha))
     assert 0 <= z.min() and z.max() <= 1
     above_0 = cofi.p_open(torch.tensor(log_alpha)).item()
-    below_1 = cofi.p_open(torch.tensor(-log_alpha)).item()  # the distribution is symmetric about 1/2
+    below_1 = cofi.p_open(torch.tensor(-log_alpha)).item()  # z is distributed symmetrically
     assert (z > 0).double().mean().item() == pytest.approx(above_0, abs=2e-3)
     assert (z < 1).double().mean().item() == pytest.approx(below_1, abs=2e-3)
 
@@ -192,11 +194,11 @@ def test_switched_off_masks_stay_open():
     assert all((z == 1).all() for group, z in masks.sample().items() if group != "z_head")
 
 
-# ---- 3. Size and Lagrangian -----------------------------------------------------------------------
+# ---- 3. Size and Lagrangian ----------------------------------------------------------------------
 
 
 def test_expected_size():
-    """4k sum_l sum_i sum_j z_mha z_head z_hidn + 2 sum_l sum_i sum_j z_ffn z_int z_hidn, as loops."""
+    """4k sum_l,i,j z_mha[l] z_head[l,i] z_hidn[j] + 2 sum_l,i,j z_ffn[l] z_int[l,i] z_hidn[j]."""
     p = {group: torch.rand_like(z).double() for group, z in make_masks().items()}
     want = 0.0
     for l in range(3):
@@ -233,7 +235,7 @@ def test_lagrangian_sign():
     assert s.grad < 0                                       # descent moves s up
 
 
-# ---- 4. Distillation ------------------------------------------------------------------------------
+# ---- 4. Distillation -----------------------------------------------------------------------------
 
 
 def test_pred_loss():
@@ -277,7 +279,7 @@ def test_match(matching, chance):
 
 @pytest.mark.parametrize("matching", ["free", "ordered", "fixed"])
 def test_layer_loss(matching):
-    """sum_i MSE(W H_s^m(i), H_t^i) over real tokens, as loops; padding and dead layers do not count."""
+    """sum_i MSE(W H_s^m(i), H_t^i) over real tokens; padding and dead layers do not count."""
     real, is_open = make_batch(2, 5)["real"], torch.tensor([True, False, True, False, True, True])
     student, teacher = ([torch.randn(2, 5, 16) for _ in range(6)] for _ in range(2))
     W, layers = nn.Linear(16, 16, bias=False), [1, 2, 4, 5]
@@ -301,11 +303,12 @@ def test_layer_loss(matching):
 
 def test_layer_loss_without_any_open_layer_is_0():
     hidden, W = [torch.randn(2, 5, 16) for _ in range(6)], nn.Linear(16, 16, bias=False)
-    loss, m = cofi.layer_loss(hidden, hidden, torch.ones(2, 5).bool(), W, torch.zeros(6).bool(), "free")
+    real, is_open = torch.ones(2, 5).bool(), torch.zeros(6).bool()
+    loss, m = cofi.layer_loss(hidden, hidden, real, W, is_open, "free")
     assert loss.item() == 0 and m.tolist() == [-1] * 4
 
 
-# ---- 5. Cutting -----------------------------------------------------------------------------------
+# ---- 5. Cutting ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("t", [0.3, 0.5, 0.6, 0.75, 0.8, 0.9, 0.95, 0.97])
@@ -324,10 +327,11 @@ def test_final_sparsity_is_the_one_asked_for(t, spread, mean):
 
 
 @pytest.mark.parametrize("groups, grain", [
-    (("z_head",), 1 / 3 / 72), (("z_int",), 2e-4), (("z_mha", "z_ffn"), 1 / 18), (("z_hidn",), 1 / 384),
-    (("z_mha", "z_head", "z_ffn", "z_int"), 2e-4), (("z_head", "z_int", "z_hidn"), 2e-4)])
+    (("z_head",), 1 / 3 / 72), (("z_int",), 2e-4), (("z_mha", "z_ffn"), 1 / 18),
+    (("z_hidn",), 1 / 384), (("z_mha", "z_head", "z_ffn", "z_int"), 2e-4),
+    (("z_head", "z_int", "z_hidn"), 2e-4)])
 def test_final_sparsity_with_some_masks_only(groups, grain):
-    """Never under the target, and above it by at most one of the finest unit that is being pruned."""
+    """Never under the target, and above it by at most one of the finest units pruned."""
     masks = random_log_alpha(MINILM, groups=groups)
     for t in (0.1, 0.2, 0.3):
         z = cofi.decide(masks, t)
@@ -339,7 +343,7 @@ def test_final_sparsity_with_some_masks_only(groups, grain):
 
 
 def test_final_masks_by_hand():
-    """Expected numbers stay open in each group, the highest log_alpha first; units fill the budget."""
+    """The expected numbers stay open, the highest log_alpha first; units fill the budget."""
     masks = cofi.Masks(TINY)
     masks.z_head.data = torch.tensor([[5.0, -5, 5, -5]] * 3)
     masks.z_ffn.data = torch.tensor([5.0, -5, 5])
@@ -388,7 +392,7 @@ def test_cut_of_open_masks_is_the_same_network():
     assert torch.equal(cofi.cut(bert, ones)(**batch).logits, bert(**batch).logits)
 
 
-# ---- Models on disk -------------------------------------------------------------------------------
+# ---- Models on disk ------------------------------------------------------------------------------
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
 
@@ -407,8 +411,9 @@ def make_tokenizer():
 def folder(tmp_path):
     """A pre-trained model on disk: a tiny BERT without a classifier."""
     bert = make_bert(dataclasses.replace(TINY, labels=None))
-    weights = {name: w for name, w in bert.state_dict().items() if not name.startswith("classifier")}
-    data.write_checkpoint(tmp_path / "tiny", dataclasses.asdict(bert.config), weights, make_tokenizer())
+    weights = {n: w for n, w in bert.state_dict().items() if not n.startswith("classifier")}
+    config = dataclasses.asdict(bert.config)
+    data.write_checkpoint(tmp_path / "tiny", config, weights, make_tokenizer())
     return tmp_path / "tiny"
 
 
@@ -438,10 +443,11 @@ def test_oldest_names_half_precision_and_pretraining_heads(folder):
     new, _ = cofi.load_bert(folder, TINY)
 
     def age(weights):
-        old = {name.removeprefix("bert.").replace("LayerNorm.weight", "LayerNorm.gamma")
-               .replace("LayerNorm.bias", "LayerNorm.beta"): w.half() for name, w in weights.items()}
-        return {f"bert.{name}": w for name, w in old.items()} | {
-            "cls.predictions.bias": torch.zeros(100), "bert.embeddings.position_ids": torch.arange(64)}
+        greek = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+        old = {re.sub("LayerNorm.(weight|bias)", lambda new: greek[new[0]], name): w.half()
+               for name, w in weights.items()}
+        return old | {"cls.predictions.bias": torch.zeros(100),
+                      "bert.embeddings.position_ids": torch.arange(64)}
 
     rewrite(folder, age)
     old, notes = cofi.load_bert(folder, TINY)
@@ -469,19 +475,20 @@ def test_vocab_txt_of_the_oldest_models(folder):
     assert data.load_tokenizer(folder).encode("A b", "c").ids == [2, 4, 5, 3, 6, 3]
 
 
-# ---- data: tokens, batches, metrics ---------------------------------------------------------------
+# ---- data: tokens, batches, metrics --------------------------------------------------------------
 
 
 def make_raw(n=70, labels=("no", "yes"), **columns):
     """Splits with the columns of MRPC: label 1: both sentences begin with the same letter."""
     rng, splits = np.random.default_rng(0), {}
     for split, rows in (("train", n), ("validation", n // 2)):
-        pairs = [["".join(c + " " for c in rng.choice(list("abcdef"), rng.integers(1, 9))) for _ in "12"]
+        pairs = [[" ".join(rng.choice(list("abcdef"), rng.integers(1, 9))) for _ in "12"]
                  for _ in range(rows)]
         same = [int(a[0] == b[0]) for a, b in pairs]
-        table = {"sentence1": [a for a, _ in pairs], "sentence2": [b for _, b in pairs], "label": same}
+        first, second = [a for a, _ in pairs], [b for _, b in pairs]
+        table = {"sentence1": first, "sentence2": second, "label": same}
         table |= {name: [value] * rows for name, value in columns.items()}
-        table = {name: column for name, column in table.items() if column != [None] * rows or not rows}
+        table = {name: rows_ for name, rows_ in table.items() if rows_ != [None] * max(rows, 1)}
         kind = datasets.ClassLabel(names=list(labels)) if labels else datasets.Value("float32")
         kinds = {name: kind if name == "label" else datasets.Value("string") for name in table}
         splits[split] = datasets.Dataset.from_dict(table, features=datasets.Features(kinds))
@@ -527,7 +534,7 @@ def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 
 
-# ---- 6. to 8. The whole, on a made-up task ---------------------------------------------------------
+# ---- 6. to 8. The whole, on a made-up task -------------------------------------------------------
 
 
 @pytest.fixture
@@ -542,12 +549,13 @@ def offline(monkeypatch):
 
 
 def command(folder, tmp_path, *more):
-    return ["--task", "mrpc", "--model", str(folder), "--out", str(tmp_path / "out"), "--max_steps", "6",
-            "--device", "cpu", *more]
+    return ["--task", "mrpc", "--model", str(folder), "--out", str(tmp_path / "out"),
+            "--max_steps", "6", "--device", "cpu", *more]
 
 
-RESULT = """task model seed metric teacher_score pruned_score score target_sparsity sparsity settings
-encoder_parameters dense_encoder_parameters total_parameters speedup seconds device versions""".split()
+RESULT = """task model seed metric teacher_score pruned_score score target_sparsity sparsity
+encoder_parameters dense_encoder_parameters total_parameters speedup seconds settings device
+versions""".split()
 
 
 @pytest.mark.parametrize("task", ["mrpc", "stsb"])
@@ -556,8 +564,9 @@ def test_a_run_and_what_it_leaves(offline, folder, tmp_path, capsys, task):
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("teacher", "prune", "finetune", "■", "█", "speed-up"))
     run, = (tmp_path / "out").glob(f"{task}-0.6*")
-    assert sorted(p.name for p in run.iterdir()) == [
-        "config.json", "log.jsonl", "network.txt", "pytorch_model.bin", "result.json", "tokenizer.json"]
+    assert sorted(p.name for p in run.iterdir()) == ["config.json", "log.jsonl", "network.txt",
+                                                     "pytorch_model.bin", "result.json",
+                                                     "tokenizer.json"]
     result = json.loads((run / "result.json").read_text())
     assert set(RESULT) <= set(result)
     assert 0.6 <= result["sparsity"] <= 0.6 + 2 * 16 / 5376
@@ -594,9 +603,9 @@ def test_every_ablation_runs(offline, folder, tmp_path, more):
 
 
 def test_training_learns_and_meets_the_target(offline, folder, tmp_path):
-    """The multipliers bring the expected sparsity to t by themselves, within a few hundred steps."""
-    more = ["--max_steps", "400", "--prune_epochs", "200", "--sparsity", "0.5", "--finetune_epochs", "1",
-            "--lr", "1e-3", "--teacher_lr", "3e-3", "--teacher_epochs", "60"]
+    """The multipliers bring the expected sparsity to t within a few hundred steps."""
+    more = ["--max_steps", "400", "--prune_epochs", "200", "--sparsity", "0.5",
+            "--finetune_epochs", "1", "--lr", "1e-3", "--teacher_lr", "3e-3"]
     assert cofi.main([*command(folder, tmp_path), *more]) == 0
     run, = (tmp_path / "out").glob("mrpc-0.5*")
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -647,14 +656,16 @@ BAD = {
     "a weight too many": ([], lambda f: rewrite(f, lambda w: w | {
         "bert.extra": torch.zeros(1)}), "extra is (1,)"),
     "a model that is cut already": ([], lambda f: (f / "config.json").write_text(json.dumps(
-        json.loads((f / "config.json").read_text()) | {"heads_per_layer": [4, 0, 4]})), "cut already"),
+        json.loads((f / "config.json").read_text()) | {"heads_per_layer": [4, 0, 4]})),
+        "cut already"),
     "evaluate nothing": (["--evaluate", "nothing"], None, "nothing: neither a folder"),
     "predict nothing": (["--predict", "nothing", "a"], None, "nothing: neither a folder"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_exit_code_2(offline, folder, tmp_path, capsys, monkeypatch, case):
+def test_bad_input(offline, folder, tmp_path, capsys, monkeypatch, case):
+    """One line that says what and what instead, exit code 2, and nothing written."""
     arguments, damage, words = BAD[case]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if damage:

@@ -47,7 +47,8 @@ def read_config(model):
         names = c.get("id2label")
         return {
             "vocab": c["vocab_size"], "positions": c["max_position_embeddings"],
-            "types": c.get("type_vocab_size", 2), "d": d, "k": c["attention_head_size"] if cut else d // h,
+            "types": c.get("type_vocab_size", 2), "d": d,
+            "k": c["attention_head_size"] if cut else d // h,
             "heads": c.get("heads_per_layer", [h] * L),
             "ffn": c.get("ffn_per_layer", [c["intermediate_size"]] * L),
             "pooler": c.get("pooler_size", d), "dropout": c.get("hidden_dropout_prob", 0.1),

@@ -105,8 +105,8 @@ def load_task(name, tokenizer, max_length):
     try:
         raw = quietly(datasets.load_dataset, REPOSITORY, name)
     except Exception as error:  # many kinds, of several network libraries; none is swallowed
-        raise BadInput(f"the dataset {REPOSITORY} ({name}) could not be had ({reason(error)}); check "
-                       "the network; what was had once is read from the cache") from error
+        raise BadInput(f"the dataset {REPOSITORY} ({name}) could not be had ({reason(error)}); "
+                       "check the network; what was had once is read from the cache") from error
     return tokenise(name, raw, tokenizer, max_length)
 
 
