@@ -340,7 +340,6 @@ def encoder_parameters(bert):
     return sum(weight.numel() for weight in bert.layers.parameters() if weight.dim() == 2)
 
 
-
 def lagrangian(s, t, lambda1, lambda2):
     """L_c, added to the loss: descent on log_alpha, ascent on lambda1 and lambda2.
 
