@@ -3,6 +3,7 @@
 After Xia, Zhong and Chen, "Structured Pruning Learns Compact and Accurate Models", ACL 2022
 (arXiv 2204.00408).
 
+    python cofi.py                                     a toy, offline, in three minutes:
     python cofi.py --task rte                          teacher -> prune -> fine-tune -> report
     python cofi.py --evaluate out/rte-0.95             the score of a finished run, again
     python cofi.py --predict out/rte-0.95 "It rains." "It is dry."
@@ -49,8 +50,8 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from data import (METRICS, TASKS, BadInput, batches, fetch, load_task, load_tokenizer, read_config,
-                  read_weights, rows_from_text, write_checkpoint)
+from data import (METRICS, TASKS, TOY, BadInput, batches, fetch, load_task, load_tokenizer,
+                  read_config, read_weights, rows_from_text, write_checkpoint)
 
 # --------------------------------------------------------------------------------------------------
 # 1. BERT: post-norm Transformer layers, and where the masks multiply
@@ -107,16 +108,23 @@ class MHA(nn.Module):
         self.query, self.key, self.value = (nn.Linear(d, h * k) for _ in range(3))
         self.out, self.norm = nn.Linear(h * k, d), Norm(d, eps)
 
+    def split(self, x):
+        """h heads side by side, (B, T, h k), to heads one by one, (B, h, T, k)."""
+        return x.unflatten(-1, (-1, self.k)).transpose(1, 2)
+
+    def scores(self, x):
+        """x (B, T, d). Returns who attends to whom how much, before softmax, (B, h, T, T)."""
+        q, k = self.split(self.query(x)), self.split(self.key(x))   # (B, h, T, k), (B, h, T, k)
+        return q @ k.transpose(-1, -2) / math.sqrt(self.k)          # (B, h, T, T)
+
     def forward(self, x, bias, z_mha=None, z_head=None, z_hidn=None):
         """x (B, T, d); bias (B, 1, 1, T), -inf at padding; z_mha (), z_head (h), z_hidn (d).
 
         Returns (B, T, d).
         """
-        # h heads side by side: (B, T, h k) -> (B, h, T, k)
-        q, k, v = (linear(x).unflatten(-1, (-1, self.k)).transpose(1, 2)
-                   for linear in (self.query, self.key, self.value))
-        a = q @ k.transpose(-1, -2) / math.sqrt(self.k) + bias      # (B, h, T, T)
-        a = F.dropout(a.softmax(-1), self.dropout, self.training) @ v   # (B, h, T, k)
+        a = (self.scores(x) + bias).softmax(-1)                     # (B, h, T, T)
+        v = self.split(self.value(x))                               # (B, h, T, k)
+        a = F.dropout(a, self.dropout, self.training) @ v           # (B, h, T, k)
         if z_head is not None:
             a = a * z_head[:, None, None]                           # (B, h, T, k)   §3.1 MHA
         y = self.out(a.transpose(1, 2).flatten(2))                  # (B, T, d)
@@ -255,7 +263,9 @@ def load_bert(model, config=None):
 
 BETA, LEFT, RIGHT, EPS = 2 / 3, -0.1, 1.1, 1e-6   # Louizos et al. 2018: temperature, stretch, guard
 START = 3.0       # of log_alpha, plus noise: all nearly open, .99 (the authors' FFN units: .83)
-BOUND = 5.0       # of |log_alpha|: up to here sampled masks still have a gradient; ours
+LOWEST = -10.0    # of log_alpha; ours. At -5 a mask that is to be closed is open with P = .03 and
+                  # counts, so that s cannot reach .95 without closing others
+HIGHEST = 4.6     # the authors' log 100; much higher, and the Lagrangian cannot close a mask
 
 
 def sample_z(log_alpha, u=None):
@@ -315,9 +325,9 @@ class Masks(nn.Module):
 
     @torch.no_grad()
     def hold(self):
-        """Keeps log_alpha near [-BOUND, BOUND]: what is beyond is halved, so ranks remain."""
+        """Keeps log_alpha near [LOWEST, HIGHEST]: what is beyond is halved, so ranks remain."""
         for log_alpha in self.parameters():
-            log_alpha -= (log_alpha - log_alpha.clamp(-BOUND, BOUND)) / 2
+            log_alpha -= (log_alpha - log_alpha.clamp(LOWEST, HIGHEST)) / 2
 
 
 # --------------------------------------------------------------------------------------------------
@@ -464,12 +474,13 @@ def rank(score):
 def decide(masks, t):
     """The final masks: what was learned, made to fill the budget, so of sparsity t or just above.
 
-    A layer stays if P(z > 0) >= .5; the hidden vector and each layer's heads keep as many open as
-    they expect, the highest log_alpha first. Only the finest group (FFN units; if those are off,
-    hidden dimensions, heads or layers) is ranked across all layers, and fills what the others leave
-    of the budget. If it cannot, all log_alpha are first shifted alike, by as little as will do.
-    (Paper: no such filling.) Returns {group: z}: 0 if closed or in a dead layer, its soft value if
-    open, 1 if the group is switched off.
+    First all log_alpha are shifted alike until the expected sparsity is t (by next to nothing, if
+    the Lagrangian has brought it there). Then a layer stays if P(z > 0) >= .5; the hidden vector
+    and each layer's heads keep as many open as they expect, the highest log_alpha first. Only the
+    finest group (FFN units; if those are off, hidden dimensions, heads or layers) is ranked across
+    all layers, and fills what the others leave of the budget. (Paper: no such filling.)
+    Returns {group: z}: 0 if closed or in a dead layer, its soft value if open, 1 if the group is
+    switched off.
     """
     alphas = {group: a.detach().cpu().double() for group, a in masks.log_alpha().items()}
     fine = next(group for group in ("z_int", "z_hidn", "z_head", "z_mha", "z_ffn")
@@ -493,11 +504,15 @@ def decide(masks, t):
     def fits(shift, n):
         return size(masks.k, **structure(shift, n)).item() <= budget
 
+    def expected(shift):
+        return size(masks.k, **{group: p_open(a + shift) for group, a in alphas.items()}).item()
+
     # A shift is of use if the structure is within the budget without the finest group and beyond it
-    # with all of that: 0 if it can be, otherwise the nearest.
+    # with all of that: the one of the right expected size if it can be, otherwise the nearest.
+    right = largest(lambda shift: expected(shift) <= budget, -40.0, 40.0)
     too_small = largest(lambda shift: fits(shift, everything), -40.0, 40.0)
     too_large = largest(lambda shift: fits(shift, 0), -40.0, 40.0)
-    shift = min(max(0.0, too_small + 1e-6), too_large)
+    shift = min(max(right, too_small + 1e-6), too_large)
     n = math.floor(largest(lambda n: fits(shift, math.floor(n)), 0, everything + 1))
     z = structure(shift, n)
     for layer, units in (("z_mha", "z_head"), ("z_ffn", "z_int")):  # close what can have no effect
@@ -565,13 +580,59 @@ def setting(default, text, **allowed):
 
 
 @dataclass
-class Settings:
-    """All that a user can set; every field is a flag. None: it depends on the task, see BY_SIZE."""
-    task: str = setting("rte", "task of GLUE", among=tuple(TASKS))
-    sparsity: float = setting(0.95, "share of the encoder's weights to prune; paper: .60 to .95",
-                              between=(0, 0.99))
+class Run:
+    """What a run needs whatever the method: every field is a flag.
+
+    None: it depends on the task, see BY_SIZE, which also changes other defaults for the toy.
+    """
+    task: str = setting("toy", "the toy, or a task of GLUE", among=tuple(TASKS))
     model: str = setting("google-bert/bert-base-uncased", "pre-trained BERT, hub name or folder")
     teacher: str = setting("", "folder of a fine-tuned BERT; else one is trained")
+    teacher_epochs: float = setting(None, "epochs of the teacher; ours: 5 small sets, 3 large",
+                                    between=(0.001, 1e4))
+    teacher_lr: float = setting(3e-5, "learning rate of the teacher; ours", between=(1e-9, 1))
+    batch_size: int = setting(32, "rows; paper: 32", between=(1, 65536))
+    max_length: int = setting(128, "tokens of a row; paper: 128", between=(8, 65536))
+    seed: int = setting(57, "of all that is random; authors' code: 57", between=(0, 2**31))
+    out: str = setting("out", "folder of runs and teachers")
+    device: str = setting("auto", "auto: the best there is", among=("auto", "cpu", "cuda", "mps"))
+    bf16: bool = setting(True, "bfloat16 autocast, where the hardware computes in it")
+    threads: int = setting(0, "of the CPU; 0: torch's choice; the toy's steps are too short to "
+                           "share", between=(0, 1024))
+    max_steps: int = setting(0, "end every stage after so many steps, its schedule squeezed",
+                             between=(0, 2**31))
+
+    BY_SIZE = {       # of the task; ours
+        "small": {"teacher_epochs": 5}, "large": {"teacher_epochs": 3},
+        "toy": {"model": str(TOY), "teacher_epochs": 5, "teacher_lr": 5e-4, "threads": 1}}
+
+    @classmethod
+    def of(cls, task):
+        """The settings of a task where the user sets nothing."""
+        return cls(task=task, **cls.BY_SIZE[TASKS[task].size])
+
+    def check(self):
+        """Raises BadInput for the first setting that is not allowed."""
+        for f in fields(self):
+            value, hint = getattr(self, f.name), ""
+            if "among" in f.metadata and value not in f.metadata["among"]:
+                raise BadInput(f"--{f.name} {value}: want one of {', '.join(f.metadata['among'])}")
+            low, high = f.metadata.get("between", (-math.inf, math.inf))
+            if "between" in f.metadata and not low <= value <= high:
+                if f.name == "sparsity" and low <= value / 100 <= high:
+                    hint = f"; did you mean {value / 100:g}?"
+                raise BadInput(f"--{f.name} {value:g}: want a number from {low:g} to {high:g}"
+                               f"{hint}")
+        has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not has.get(self.device, True):
+            raise BadInput(f"--device {self.device}: there is none here; want cpu, or auto")
+
+
+@dataclass
+class Settings(Run):
+    """And what CoFi needs beside."""
+    sparsity: float = setting(0.95, "share of the encoder's weights to prune; paper: .60 to .95",
+                              between=(0, 0.99))
     masks: str = setting("mha,head,ffn,int,hidn", "masks to learn, others stay open; paper: all")
     matching: str = setting(None, "layer matching; paper: ordered on small sets, else free",
                             among=("free", "ordered", "fixed"))
@@ -580,10 +641,6 @@ class Settings:
     pred_weight: float = setting(0.5, "weight of L_pred, 0: labels instead; paper: .1, .3 or .5",
                                  between=(0, 1000))
     temperature: float = setting(2.0, "of L_pred; authors' code: 2", between=(0.01, 100))
-    batch_size: int = setting(32, "rows; paper: 32", between=(1, 65536))
-    max_length: int = setting(128, "tokens of a row; paper: 128", between=(8, 65536))
-    teacher_epochs: float = setting(None, "epochs of the teacher; ours: 5 small sets, 3 large",
-                                    between=(0.001, 1e4))
     prune_epochs: float = setting(None, "epochs of pruning in all; paper: 100 small sets, 20 large",
                                   between=(0.001, 1e4))
     finetune_epochs: float = setting(None, "epochs of the cut model; paper: 20",
@@ -592,59 +649,39 @@ class Settings:
                            between=(0, 0.9))
     warmup: float = setting(None, "share of pruning while t rises; paper: 20/100, 2/20",
                             between=(0, 0.9))
-    teacher_lr: float = setting(3e-5, "learning rate of the teacher; ours", between=(1e-9, 1))
     lr: float = setting(2e-5, "learning rate while pruning; paper: 2e-5", between=(1e-9, 1))
     finetune_lr: float = setting(2e-5, "learning rate of the cut model; paper: 1e-5, 2e-5, 3e-5",
                                  between=(1e-9, 1))
     mask_lr: float = setting(0.01, "learning rate of log_alpha; paper: .01; both this and the next "
                              "are multiplied by 10,000 / steps in a shorter run, at most by 20",
                              between=(1e-9, 10))
-    lambda_lr: float = setting(0.1, "learning rate of lambda1 and lambda2; ours", between=(0, 1000))
+    lambda_lr: float = setting(0.3, "learning rate of lambda1 and lambda2; ours", between=(0, 1000))
     lambda2: float = setting(100.0, "where lambda2 starts; ours: from 0, s follows t late, then "
                              "overshoots", between=(0, 1e6))
-    seed: int = setting(57, "of all that is random; authors' code: 57", between=(0, 2**31))
-    out: str = setting("out", "folder of runs and teachers")
-    device: str = setting("auto", "auto: the best there is", among=("auto", "cpu", "cuda", "mps"))
-    bf16: bool = setting(True, "bfloat16 autocast, where the hardware computes in it")
-    max_steps: int = setting(0, "end every stage after so many steps, its schedule squeezed",
-                             between=(0, 2**31))
+
+    BY_SIZE = {       # the paper's table of hyper-parameters; the toy's are ours
+        "small": Run.BY_SIZE["small"] | {
+            "matching": "ordered", "prune_epochs": 100, "start": 4 / 100, "warmup": 20 / 100,
+            "finetune_epochs": 20},
+        "large": Run.BY_SIZE["large"] | {
+            "matching": "free", "prune_epochs": 20, "start": 1 / 20, "warmup": 2 / 20,
+            "finetune_epochs": 20},
+        "toy": Run.BY_SIZE["toy"] | {
+            "matching": "ordered", "sparsity": 0.9, "prune_epochs": 7, "start": 0.1, "warmup": 0.5,
+            "finetune_epochs": 3, "lr": 5e-4, "finetune_lr": 5e-4}}
+
+    def check(self):
+        super().check()
+        for name in self.masks.split(","):
+            if f"z_{name}" not in Masks.GROUPS:
+                raise BadInput(f"--masks {self.masks}: there is no mask {name!r}; want some of "
+                               "mha,head,ffn,int,hidn, with commas between")
+        if self.start + self.warmup > 1:
+            raise BadInput(f"--start {self.start:g} --warmup {self.warmup:g}: more than all of "
+                           "pruning; want at most 1 together")
 
 
-BY_SIZE = {       # the paper's table of hyper-parameters; teacher_epochs is ours
-    "small": {"matching": "ordered", "teacher_epochs": 5, "prune_epochs": 100, "start": 4 / 100,
-              "warmup": 20 / 100, "finetune_epochs": 20},
-    "large": {"matching": "free", "teacher_epochs": 3, "prune_epochs": 20, "start": 1 / 20,
-              "warmup": 2 / 20, "finetune_epochs": 20},
-}
 MASK_STEPS, MOST = 10_000, 20     # ours: a short run multiplies mask_lr and lambda_lr, up to MOST
-
-
-def defaults(task):
-    """The Settings of a task where the user sets nothing."""
-    return Settings(task=task, **BY_SIZE["small" if TASKS[task].small else "large"])
-
-
-def check(cfg):
-    """Raises BadInput for the first setting that is not allowed."""
-    for f in fields(cfg):
-        value, hint = getattr(cfg, f.name), ""
-        if "among" in f.metadata and value not in f.metadata["among"]:
-            raise BadInput(f"--{f.name} {value}: want one of {', '.join(f.metadata['among'])}")
-        low, high = f.metadata.get("between", (-math.inf, math.inf))
-        if "between" in f.metadata and not low <= value <= high:
-            if f.name == "sparsity" and low <= value / 100 <= high:
-                hint = f"; did you mean {value / 100:g}?"
-            raise BadInput(f"--{f.name} {value:g}: want a number from {low:g} to {high:g}{hint}")
-    for name in cfg.masks.split(","):
-        if f"z_{name}" not in Masks.GROUPS:
-            raise BadInput(f"--masks {cfg.masks}: there is no mask {name!r}; want some of "
-                           "mha,head,ffn,int,hidn, with commas between")
-    if cfg.start + cfg.warmup > 1:
-        raise BadInput(f"--start {cfg.start:g} --warmup {cfg.warmup:g}: more than all of pruning; "
-                       "want at most 1 together")
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not has.get(cfg.device, True):
-        raise BadInput(f"--device {cfg.device}: there is none here; want cpu, or auto")
 
 
 def has_bf16(device):
@@ -662,7 +699,10 @@ def to(device, batch):
 
 @torch.no_grad()
 def evaluate(bert, rows, metrics, z={}):
-    """{metric: value} of a model on rows, in fp32. z: its masks, if it has any."""
+    """{metric: value} of a model on rows, in fp32. z: its masks, if it has any.
+
+    Where the rows are of several parts, also {part: value of the first metric on it}.
+    """
     was_training, device = bert.training, bert.classifier.weight.device
     bert.eval()
     predicted = np.empty(len(rows), dtype=rows.label.dtype)
@@ -670,7 +710,11 @@ def evaluate(bert, rows, metrics, z={}):
         logits = bert(**to(device, batch), **z).logits
         predicted[numbers] = (logits.argmax(-1) if bert.config.labels else logits[:, 0]).cpu()
     bert.train(was_training)
-    return {name: METRICS[name](predicted, rows.label) for name in metrics}
+    scores = {name: METRICS[name](predicted, rows.label) for name in metrics}
+    for part in np.unique(rows.part):
+        of = rows.part == part
+        scores[str(part)] = METRICS[metrics[0]](predicted[of], rows.label[of])
+    return scores
 
 
 def stream(rows, batch_size, seed, total):
@@ -686,22 +730,22 @@ def objective(out, out_t, label, real, cfg, W_layer, is_open):
     without a teacher, or with pred_weight 0. Returns the loss, (L_pred, L_layer), and m or None.
     The paper's weights are lambda and 1 - lambda; here they are free.
     """
-    pred, weight = label_loss(out.logits.float(), label), 1.0
+    loss = pred = label_loss(out.logits.float(), label)
     layer, m = torch.zeros_like(pred), None
     if out_t and cfg.pred_weight:
         pred = pred_loss(out.logits.float(), out_t.logits.float(), cfg.temperature)
-        weight = cfg.pred_weight
+        loss = cfg.pred_weight * pred
     if out_t and cfg.layer_weight:
         layer, m = layer_loss(out.hidden[1:], out_t.hidden[1:], real, W_layer, is_open,
                               cfg.matching)
-    return weight * pred + cfg.layer_weight * layer, torch.stack([pred, layer]).detach(), m
+        loss = loss + cfg.layer_weight * layer
+    return loss, torch.stack([pred, layer]).detach(), m
 
 
 def plan(stage, n, cfg):
     """(steps, first learning rate) of a stage on n rows."""
-    epochs, lr = {"teacher": (cfg.teacher_epochs, cfg.teacher_lr),
-                  "prune": (cfg.prune_epochs, cfg.lr),
-                  "finetune": (cfg.finetune_epochs, cfg.finetune_lr)}[stage]
+    name = {"teacher": "teacher_lr", "prune": "lr", "finetune": "finetune_lr"}[stage]
+    epochs, lr = getattr(cfg, f"{stage}_epochs"), getattr(cfg, name)
     steps = math.ceil(epochs * math.ceil(n / cfg.batch_size))
     return min(steps, cfg.max_steps or steps), lr
 
@@ -715,13 +759,13 @@ def train(stage, bert, data, cfg, log, teacher=None, W_layer=None, masks=None):
     device = bert.classifier.weight.device
     distil, bf16 = teacher and (cfg.pred_weight or cfg.layer_weight), cfg.bf16 and has_bf16(device)
     total, lr = plan(stage, len(data.train), cfg)
-    start, warmup = cfg.start * total, cfg.warmup * total           # in steps
-    pace = min(max(1, MASK_STEPS / total), MOST)
     torch.manual_seed(cfg.seed)
     bert.train().embeddings.requires_grad_(stage == "teacher")      # frozen in the authors' code
     network = [p for part in (bert, W_layer) if part for p in part.parameters() if p.requires_grad]
     groups = [{"params": network}]
     if masks:       # two players: log_alpha with the weights, the multipliers against them
+        start, warmup = cfg.start * total, cfg.warmup * total       # in steps
+        pace = min(max(1, MASK_STEPS / total), MOST)
         groups.append({"params": masks.parameters(), "lr": cfg.mask_lr * pace})
         lambdas = torch.tensor([0.0, cfg.lambda2], device=device, requires_grad=True)
         ascent = torch.optim.SGD([lambdas], cfg.lambda_lr * pace, maximize=True)
@@ -789,12 +833,15 @@ class Log:
     def __call__(self, record):
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
+        tqdm.write(self.line(record).rstrip(), file=sys.stdout)
+        sys.stdout.flush()
+
+    def line(self, record):
         line = "{stage:9}{step:7}{L_pred:9.4f}{L_layer:9.4f}".format(**record)
         line += ("{s:8.4f}{t:8.4f}{lambda1:10.3f}{lambda2:10.3f}".format(**record) if "s" in record
                  else f"{'-':>8}{'-':>8}{'-':>10}{'-':>10}")
         m = " ".join("." if i < 0 else str(i + 1) for i in record["m"] or [])
-        tqdm.write(f"{line}{record['score']:8.4f}  {m}".rstrip(), file=sys.stdout)
-        sys.stdout.flush()
+        return f"{line}{record['score']:8.4f}  {m}"
 
 
 def bar(part, whole, width=20):
@@ -854,8 +901,9 @@ def speedup(dense, small, batch_sizes=(1, 32, 128), length=128, seconds=5.0):
 def report(r, picture):
     """Prints what came of a run. r: its result; picture: from draw()."""
     print(f"\n{picture}\n")
-    print(f"{r['metric']:11}teacher {r['teacher_score']:.4f}   pruned {r['pruned_score']:.4f}   "
-          f"fine-tuned {r['score']:.4f}")
+    for name, score in r["scores"].items():
+        print(f"{name:11}teacher {r['teacher_scores'][name]:.4f}   "
+              f"pruned {r['pruned_scores'][name]:.4f}   fine-tuned {score:.4f}")
     print(f"sparsity   {r['sparsity']:.5f}, asked for {r['target_sparsity']:g}")
     print(f"weights    encoder {r['dense_encoder_parameters']:,} -> {r['encoder_parameters']:,}   "
           f"with embeddings {r['dense_total_parameters']:,} -> {r['total_parameters']:,}")
@@ -874,7 +922,7 @@ OF_TEACHER = ("task", "model", "seed", "batch_size", "max_length", "teacher_epoc
 
 def folder_for(cfg, first, names):
     """The folder of a run or teacher: cfg.out, `first`, then every setting that was changed."""
-    usual = asdict(defaults(cfg.task))
+    usual = asdict(cfg.of(cfg.task))
     changed = [f"{name}={Path(value).name if isinstance(value, str) else format(value, 'g')}"
                for name, value in asdict(cfg).items() if name in names and value != usual[name]]
     name = re.sub(r"[^\w.,=-]", "_", "-".join(first + changed))
@@ -924,12 +972,13 @@ def save(folder, bert, tokenizer, result):
 def run(cfg):
     """One run, from teacher to report. Returns the folder it leaves."""
     torch.manual_seed(cfg.seed)
+    torch.set_num_threads(cfg.threads or torch.get_num_threads())
     device, metrics = pick_device(cfg.device), TASKS[cfg.task].metrics
     config, tokenizer = Config(**read_config(cfg.model)), load_tokenizer(cfg.model)
     if len(set(config.heads)) > 1 or len(set(config.ffn)) > 1:
         raise BadInput(f"--model {cfg.model}: it is cut already; want the dense model it came from")
     masks = Masks(config, [f"z_{name}" for name in cfg.masks.split(",")])
-    lowest = torch.tensor(-BOUND)
+    lowest = torch.tensor(LOWEST)
     reach = masks.sparsity({group: p_open(torch.where(a.isinf(), a, lowest))
                             for group, a in masks.log_alpha().items()})
     if cfg.sparsity > reach:
@@ -963,7 +1012,8 @@ def run(cfg):
     result = {
         "task": cfg.task, "model": cfg.model, "seed": cfg.seed, "metric": metrics[0],
         "teacher_score": teacher_scores[metrics[0]], "pruned_score": pruned_scores[metrics[0]],
-        "score": scores[metrics[0]], "scores": scores, "teacher_scores": teacher_scores,
+        "score": scores[metrics[0]], "scores": scores,
+        "teacher_scores": teacher_scores, "pruned_scores": pruned_scores,
         "target_sparsity": cfg.sparsity, "sparsity": 1 - left / dense, "encoder_parameters": left,
         "dense_encoder_parameters": dense, "total_parameters": in_all[0],
         "dense_total_parameters": in_all[1], "speedup": speedup(student, small),
@@ -997,8 +1047,10 @@ def evaluate_folder(folder, device):
         raise BadInput(f"--evaluate {folder}: config.json names no task; want the folder of a run")
     length = json.loads(fetch(folder, "result.json").read_text())["settings"]["max_length"]
     data = load_task(bert.config.task, load_tokenizer(folder), min(length, bert.config.positions))
-    for name, value in evaluate(bert, data.dev, TASKS[bert.config.task].metrics).items():
-        print(f"{name:11}{value:.4f}")
+    for split, rows in ("dev", data.dev), ("test", data.test):
+        scores = evaluate(bert, rows, TASKS[bert.config.task].metrics) if rows else {}
+        for name, value in scores.items():
+            print(f"{split:6}{name:11}{value:.4f}")
 
 
 def predict(folder, sentences):
@@ -1019,43 +1071,60 @@ def predict(folder, sentences):
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise BadInput(f"{message}; python cofi.py --help lists what there is")
+        raise BadInput(f"{message}; python {self.prog} --help lists what there is")
 
 
-def parse(arguments):
-    """The command line. Returns (Settings, --evaluate, --predict). Raises BadInput."""
-    parser = Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("--evaluate", metavar="FOLDER", help="score a finished run again")
-    parser.add_argument("--predict", nargs="+", metavar="WORDS", help="FOLDER SENTENCE [SENTENCE]")
-    for f in fields(Settings):
+def make_parser(kind, doc):
+    """The command line of a kind of settings. doc: of the file, its first paragraph is shown."""
+    of_toy = ", ".join(f"{name} {value}" for name, value in kind.BY_SIZE["toy"].items())
+    parser = Parser(description=doc.split("\n\n")[0], allow_abbrev=False,
+                    epilog=f"The toy has other defaults: {of_toy}.")
+    for f in fields(kind):
         usual = [f"default {f.default}"] if f.default not in (None, "") else []
         choice = [" ".join(f.metadata["among"])] if "among" in f.metadata else []
         text = f"{f.metadata['help']} [{'; '.join(choice + usual)}]".replace(" []", "")
-        kind = {"action": argparse.BooleanOptionalAction} if f.type is bool else \
+        type_ = {"action": argparse.BooleanOptionalAction} if f.type is bool else \
             {"type": f.type, "metavar": f.type.__name__.upper()}
-        parser.add_argument(f"--{f.name}", help=text.replace("%", "%%"), **kind)
+        parser.add_argument(f"--{f.name}", help=text.replace("%", "%%"), **type_)
+    return parser
+
+
+def settings(kind, given):
+    """Settings of a kind from the flags that were given, checked. Raises BadInput."""
+    task = given.get("task", kind.task)
+    cfg = kind(**asdict(kind.of(task if task in TASKS else kind.task)) | given)
+    cfg.check()
+    return cfg
+
+
+def guarded(name, job, arguments):
+    """Runs job(arguments). Returns the exit code: 0, or 2 for what the user can put right."""
+    try:
+        job(arguments)
+    except BadInput as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def job(arguments):
+    """What the command line asks for."""
+    parser = make_parser(Settings, __doc__)
+    parser.add_argument("--evaluate", metavar="FOLDER", help="score a finished run again")
+    parser.add_argument("--predict", nargs="+", metavar="WORDS", help="FOLDER SENTENCE [SENTENCE]")
     given = {name: v for name, v in vars(parser.parse_args(arguments)).items() if v is not None}
-    evaluate_, predict_ = given.pop("evaluate", None), given.pop("predict", None)
-    task = given.get("task", Settings.task)
-    cfg = Settings(**asdict(defaults(task if task in TASKS else Settings.task)) | given)
-    check(cfg)
-    return cfg, evaluate_, predict_
+    folder, words = given.pop("evaluate", None), given.pop("predict", None)
+    cfg = settings(Settings, given)
+    if folder:
+        evaluate_folder(folder, pick_device(cfg.device))
+    elif words:
+        predict(words[0], words[1:])
+    else:
+        run(cfg)
 
 
 def main(arguments=None):
-    """Returns the exit code: 0, or 2 for what the user can put right, said in one line."""
-    try:
-        cfg, evaluate_, predict_ = parse(arguments)
-        if evaluate_:
-            evaluate_folder(evaluate_, pick_device(cfg.device))
-        elif predict_:
-            predict(predict_[0], predict_[1:])
-        else:
-            run(cfg)
-    except BadInput as error:
-        print(f"cofi: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return guarded("cofi", job, arguments)
 
 
 if __name__ == "__main__":

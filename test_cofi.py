@@ -6,6 +6,7 @@
 import dataclasses
 import doctest
 import functools
+import itertools
 import json
 import math
 import pickle
@@ -21,6 +22,7 @@ from torch import nn
 import cofi
 import data
 from data import BadInput, checkpoint, glue, hub, metrics
+from data.toy import prepare as toy
 
 torch.set_num_threads(1)       # at these sizes a second thread only waits
 
@@ -532,6 +534,111 @@ def test_metrics_against_known_values():
 @pytest.mark.parametrize("module", [cofi, metrics])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
+
+
+# ---- The toy world -------------------------------------------------------------------------------
+
+
+def read_toy(split):
+    """[(premise, hypothesis, label, part)] as sentences of data/toy/prepare.py, from the file."""
+    rows = []
+    for line in (data.TOY / f"{split}.tsv").read_text().splitlines()[1:]:
+        *pair, label, part = line.split("\t")
+        for i, words in enumerate(text.split() for text in pair):
+            adjective = words.pop(1) if words[1] in toy.ADJECTIVES else ""
+            pair[i] = toy.Sentence(words[0], adjective, words[1], words[2], " ".join(words[3:]))
+        rows.append((*pair, label, part))
+    return rows
+
+
+@functools.cache
+def possible(tree, low, high, extra, extra2):
+    """Which truth values two phrases can have of one thing: {(is it low?, is it high?)}.
+
+    A thing is one leaf; its extra (adjective or place) is any of the two, or both, or neither.
+    """
+    leaves = [leaf for leaf, chain in toy.TREES[tree].chain.items() if len(chain) == 3]
+    return {tuple(word in toy.TREES[tree].chain[leaf] and (not x or x in has)
+                  for word, x in ((low, extra), (high, extra2)))
+            for leaf in leaves for has in ((), (extra,), (extra2,), (extra, extra2))}
+
+
+@functools.cache
+def has_counterexample(quantifiers, nouns, deeds):
+    """Whether a world of up to four beings makes the premise true and the hypothesis false.
+
+    nouns, deeds: what possible() gave. A being may do several things. All phrases denote.
+    """
+    done = {(False, False)} | deeds
+    done |= {(a or c, b or d) for a, b in done for c, d in done}
+    beings = [(*n, *d) for n in nouns for d in done]
+
+    def holds(quantifier, world, i):
+        who = [being[2 + i] for being in world if being[i]]
+        return {"some": any, "every": all, "no": lambda x: not any(x)}[quantifier](who)
+
+    return any(holds(quantifiers[0], world, 0) and not holds(quantifiers[1], world, 1)
+               for n in range(1, 5) for world in itertools.combinations(beings, n)
+               if any(b[0] for b in world) and any(b[1] for b in world))
+
+
+def test_toy_labels_by_looking_for_a_counterexample():
+    """Entailed is what no world refutes: no rule about directions, only what the words mean."""
+    for split in ("train", "validation", "test"):
+        for p, h, label, _ in read_toy(split):
+            nouns = possible("noun", p.noun, h.noun, p.adjective, h.adjective)
+            deeds = possible("verb", p.verb, h.verb, p.place, h.place)
+            refuted = has_counterexample((p.quantifier, h.quantifier), frozenset(nouns),
+                                         frozenset(deeds))
+            assert refuted == (label == "not_entailment"), (str(p), str(h), label)
+
+
+def test_toy_splits():
+    """Balanced, disjoint, seen and unseen as said, and no vote without the words' identity."""
+    splits = {split: read_toy(split) for split in ("train", "validation", "test")}
+    pairs = [pair[:2] for rows in splits.values() for pair in rows]
+    assert len(set(pairs)) == len(pairs)
+    for split, rows in splits.items():
+        for part in {row[3] for row in rows}:
+            labels = [row[2] for row in rows if row[3] == part]
+            assert labels.count("entailment") * 2 == len(labels)
+    assert {part for *_, part in splits["train"]} == {"seen"}
+    for p, h, _, part in itertools.chain.from_iterable(splits.values()):
+        for slot, tree in toy.TREES.items():
+            words = {getattr(p, slot), getattr(h, slot)}
+            if len(words) == 2:         # a leaf that is replaced, or that replaces, is of its part
+                other = tree.leaves["unseen" if part == "seen" else "seen"]
+                assert not words & set(other)
+    for name, key in toy.BASELINES.items():
+        assert max(toy.majority(splits, key, s) for s in ("validation", "test")) < 0.6, name
+
+
+def test_toy_is_what_prepare_makes(tmp_path):
+    """The splits byte for byte, the tokenizer, and a model that has kept its masked-LM head."""
+    assert toy.main(["--only_splits", "--out", str(tmp_path)]) is None
+    for split in ("train", "validation", "test"):
+        shipped = (data.TOY / f"{split}.tsv").read_bytes()
+        assert (tmp_path / f"{split}.tsv").read_bytes() == shipped
+    made = toy.make_tokenizer().to_str()
+    assert json.loads(made) == json.loads((data.TOY / "tokenizer.json").read_text())
+    weights = torch.load(data.TOY / "pytorch_model.bin", weights_only=True)
+    assert "cls.predictions.bias" in weights
+    assert sum(path.stat().st_size for path in data.TOY.iterdir() if path.is_file()) < 6e6
+
+
+def test_toy_is_the_task_of_a_run_without_arguments(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cofi, "speedup", functools.partial(cofi.speedup, length=16, seconds=0.0))
+    assert cofi.main(["--max_steps", "2", "--out", str(tmp_path)]) == 0
+    run, = tmp_path.glob("toy-0.9*")
+    result = json.loads((run / "result.json").read_text())
+    assert list(result["scores"]) == ["accuracy", "seen", "unseen"]
+    assert result["score"] == (result["scores"]["seen"] + result["scores"]["unseen"]) / 2
+    assert 0.9 <= result["sparsity"] < 0.9005
+    capsys.readouterr()
+    assert cofi.main(["--evaluate", str(run)]) == 0
+    printed = capsys.readouterr().out.split()
+    assert printed.count("dev") == printed.count("test") == 3
+    assert f"{result['scores']['unseen']:.4f}" in printed
 
 
 # ---- 6. to 8. The whole, on a made-up task -------------------------------------------------------

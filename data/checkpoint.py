@@ -58,22 +58,47 @@ def read_config(model):
         raise BadInput(f"{path}: no {error.args[0]} in it; want the config of a BERT") from error
 
 
-def read_weights(model):
-    """Every tensor of a model under our names, in single precision. Runs no code of the file."""
+def load_tensors(model):
+    """{name: tensor} as they stand in pytorch_model.bin. Runs no code of the file."""
     path = fetch(model, "pytorch_model.bin")
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated, no checkpoint, or carrying code
         raise BadInput(f"{path}: not a file of tensors alone ({type(error).__name__}); "
                        "download or save it again") from error
+
+
+def old_to_new(name):
+    for old, new in OLD_NAMES:
+        name = name.replace(old, new)
+    return name
+
+
+def read_weights(model):
+    """Every tensor of a model under our names, in single precision; no pre-training heads."""
     ours = {}
-    for name, tensor in weights.items():
-        name = re.sub(r"^bert\.", "", name)
+    for name, tensor in load_tensors(model).items():
+        name = re.sub(r"^bert\.", "", old_to_new(name))
         if not re.match(NOT_OURS, name):
-            for theirs, mine in OLD_NAMES + NAMES:
+            for theirs, mine in NAMES:
                 name = name.replace(theirs, mine)
             ours[name] = tensor.float()
     return ours
+
+
+def read_mlm_head(model, device):
+    """The masked-LM head of a pre-trained BERT: {"dense": (weight, bias), "norm": (weight, bias),
+    "bias": (vocab)}; its last matrix is that of the word embeddings. Raises BadInput.
+    """
+    tensors = load_tensors(model)
+    w = {old_to_new(name): tensor.float().to(device) for name, tensor in tensors.items()}
+    try:
+        dense, norm = ([w[f"cls.predictions.transform.{part}.{kind}"] for kind in
+                        ("weight", "bias")] for part in ("dense", "LayerNorm"))
+        return {"dense": dense, "norm": norm, "bias": w["cls.predictions.bias"]}
+    except KeyError as error:
+        raise BadInput(f"{model}: no masked-LM head in it ({error.args[0]} is absent); want "
+                       "--augment 0, or a checkpoint with its pre-training heads") from error
 
 
 def write_checkpoint(folder, config, weights, tokenizer):
@@ -85,7 +110,7 @@ def write_checkpoint(folder, config, weights, tokenizer):
     for name, tensor in weights.items():
         for theirs, mine in reversed(NAMES):
             name = name.replace(mine, theirs)
-        prefix = "" if name.startswith("classifier.") else "bert."
+        prefix = "" if name.startswith(("classifier.", "cls.")) else "bert."
         theirs_of[prefix + name] = tensor.cpu().contiguous()
     out = {"architectures": ["BertForSequenceClassification"], **MUST_BE,
            "finetuning_task": c["task"], "vocab_size": c["vocab"],

@@ -1,6 +1,7 @@
-"""GLUE: the tasks, their tokens and their batches."""
+"""The tasks, GLUE's and the toy's: their tokens and their batches."""
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -8,22 +9,24 @@ import torch
 from .hub import BadInput, fetch, quietly, reason
 
 REPOSITORY = "nyu-mll/glue"
+TOY = Path(__file__).parent / "toy"       # a small world: model, tokenizer and splits in one folder
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task of the benchmark."""
+    """What a task needs to be known by name."""
     columns: tuple            # the one or two sentence columns
     metrics: tuple            # names in METRICS; the first is "the score"
-    small: bool               # one of CoFi's four small sets: long schedule, ordered layer matching
+    size: str                 # small (CoFi's four small sets, with a long schedule), large or toy
 
 
 TASKS = {
-    "cola": Task(("sentence",), ("matthews",), small=True),
-    "mrpc": Task(("sentence1", "sentence2"), ("accuracy", "f1"), small=True),
-    "rte": Task(("sentence1", "sentence2"), ("accuracy",), small=True),
-    "sst2": Task(("sentence",), ("accuracy",), small=False),
-    "stsb": Task(("sentence1", "sentence2"), ("pearson", "spearman"), small=True),
+    "toy": Task(("sentence1", "sentence2"), ("accuracy",), "toy"),
+    "cola": Task(("sentence",), ("matthews",), "small"),
+    "mrpc": Task(("sentence1", "sentence2"), ("accuracy", "f1"), "small"),
+    "rte": Task(("sentence1", "sentence2"), ("accuracy",), "small"),
+    "sst2": Task(("sentence",), ("accuracy",), "large"),
+    "stsb": Task(("sentence1", "sentence2"), ("pearson", "spearman"), "small"),
 }
 
 
@@ -37,9 +40,16 @@ class Rows:
     start: np.ndarray         # (n + 1,)
     first: np.ndarray         # (n,)
     label: np.ndarray         # (n,) int64 classes, or float32 for regression
+    part: np.ndarray          # (n,) name of the part a row belongs to, or (0,) if there are none
 
     def __len__(self):
         return len(self.first)
+
+    def head(self, n):
+        """The first n rows, or all if there are fewer."""
+        n = min(n, len(self))
+        return Rows(self.ids[:self.start[n]], self.start[:n + 1], self.first[:n], self.label[:n],
+                    self.part[:n])
 
     def batch(self, rows, pad_id=0):
         """Tensors of the given rows, padded to the longest of them.
@@ -59,10 +69,14 @@ class Rows:
 
 @dataclass
 class Dataset:
-    """One task, tokenised. labels: the class names, by class number; None for regression."""
+    """One task, tokenised. labels: the class names, by class number; None for regression.
+
+    test: only of tasks that ship one with labels; nothing is chosen by it.
+    """
     train: Rows
     dev: Rows
     labels: list | None
+    test: Rows | None = None
 
 
 def load_tokenizer(model):
@@ -81,7 +95,7 @@ def load_tokenizer(model):
     return tokenizer
 
 
-def rows_from_text(sentences, label, tokenizer, max_length):
+def rows_from_text(sentences, label, tokenizer, max_length, part=()):
     """Tokenises. sentences: one or two columns, lists of n strings; label: (n,). Returns Rows.
 
     A row longer than max_length loses tokens at the end of its longer sentence first.
@@ -96,12 +110,23 @@ def rows_from_text(sentences, label, tokenizer, max_length):
             ids.append(np.array(e.ids, dtype=dtype))
             lengths.append(len(e.ids))
             first.append(len(e.ids) - sum(e.type_ids))
-    return Rows(np.concatenate(ids), np.cumsum(lengths), np.array(first), np.asarray(label))
+    return Rows(np.concatenate(ids), np.cumsum(lengths), np.array(first), np.asarray(label),
+                np.asarray(part))
 
 
 def load_task(name, tokenizer, max_length):
-    """Downloads one task, or takes it from the cache, and tokenises it. Raises BadInput."""
+    """Reads the toy, or downloads another task or takes it from the cache; tokenises it.
+
+    Raises BadInput.
+    """
     import datasets
+    if name == "toy":
+        kinds = {column: datasets.Value("string") for column in (*TASKS[name].columns, "part")}
+        kinds["label"] = datasets.ClassLabel(names=["entailment", "not_entailment"])
+        splits = {split: str(TOY / f"{split}.tsv") for split in ("train", "validation", "test")}
+        raw = quietly(datasets.load_dataset, "csv", data_files=splits, sep="\t",
+                      features=datasets.Features(kinds))
+        return tokenise(name, raw, tokenizer, max_length)
     try:
         raw = quietly(datasets.load_dataset, REPOSITORY, name)
     except Exception as error:  # many kinds, of several network libraries; none is swallowed
@@ -114,7 +139,7 @@ def tokenise(name, raw, tokenizer, max_length):
     """A Dataset from the raw splits, each checked: columns, rows, the range of the labels."""
     labels = getattr(raw["train"].features.get("label"), "names", None)
     splits = {}
-    for split in ("train", "validation"):
+    for split in raw:
         have, want = raw[split].column_names, (*TASKS[name].columns, "label")
         if missing := [column for column in want if column not in have]:
             raise BadInput(f"task {name}, {split}: no column {missing[0]!r}; it has "
@@ -122,12 +147,15 @@ def tokenise(name, raw, tokenizer, max_length):
         label = np.array(raw[split]["label"], dtype=np.int64 if labels else np.float32)
         if len(label) == 0:
             raise BadInput(f"task {name}, {split}: no rows; want at least one")
+        if split == "test" and (label == -1).all():                 # GLUE keeps these to itself
+            continue
         if labels and not ((0 <= label) & (label < len(labels))).all():
             raise BadInput(f"task {name}, {split}: labels from {label.min()} to {label.max()}; "
                            f"want 0 to {len(labels) - 1} ({', '.join(labels)})")
         sentences = [raw[split][column][:] for column in TASKS[name].columns]
-        splits[split] = rows_from_text(sentences, label, tokenizer, max_length)
-    return Dataset(splits["train"], splits["validation"], labels)
+        part = raw[split]["part"][:] if "part" in have else ()
+        splits[split] = rows_from_text(sentences, label, tokenizer, max_length, part)
+    return Dataset(splits["train"], splits["validation"], labels, splits.get("test"))
 
 
 def batches(rows, batch_size, seed=None, pad_id=0):
