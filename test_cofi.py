@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import cofi
 import data
+import sparsebert
 from data import BadInput, checkpoint, glue, hub, metrics
 from data.toy import prepare as toy
 
@@ -531,7 +533,7 @@ def test_metrics_against_known_values():
     assert metrics.spearman([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(tied)
 
 
-@pytest.mark.parametrize("module", [cofi, metrics])
+@pytest.mark.parametrize("module", [cofi, sparsebert, metrics])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 
@@ -803,3 +805,236 @@ def test_hub_out_of_reach(monkeypatch):
     with pytest.raises(BadInput, match="mrpc.*could not be had"):
         data.load_task("mrpc", make_tokenizer(), 128)
     assert "\n" not in str(error.value)
+
+
+# ---- sparsebert.py -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.95, 0.99])
+def test_magnitude_mask(sparsity):
+    """By sorting; what was pruned stays so although its weight has grown again."""
+    W, before = torch.randn(24, 40), torch.rand(24, 40) > 0.005
+    mask = sparsebert.magnitude_mask(W, before, sparsity)
+    n = math.floor(24 * 40 * (1 - sparsity) + 1e-6)
+    order = sorted(((W[i, j].abs().item() if before[i, j] else -1.0, i, j)
+                    for i in range(24) for j in range(40)), reverse=True)
+    kept = {(i, j) for _, i, j in order[:n]}
+    assert kept == {(i, j) for i, j in mask.nonzero().tolist()}
+    assert int(mask.sum()) == n
+    if sparsity:
+        assert not (mask & ~before).any()
+
+
+def test_magnitude_mask_of_blocks():
+    W, mask = torch.randn(12, 8), torch.ones(12, 8, dtype=torch.bool)
+    mask = sparsebert.magnitude_mask(W, mask, 0.75, block=4)
+    sums = {(i, j): sum(abs(W[4 * i + a, 4 * j + b].item()) for a in range(4) for b in range(4))
+            for i in range(3) for j in range(2)}
+    best = max(sums, key=sums.get)
+    expected = torch.zeros(12, 8, dtype=torch.bool)
+    expected[4 * best[0]:4 * best[0] + 4, 4 * best[1]:4 * best[1] + 4] = True
+    assert torch.equal(mask, expected)
+
+
+def test_cubic_schedule():
+    for n in (1, 7, 100, 1000):
+        cfg = sparsebert.Settings.of("toy")
+        cfg.events, cfg.end = 100, 0.7
+        due = sparsebert.events(n, cfg, 0.95)
+        s = [due[step] for step in sorted(due)]
+        assert s == sorted(s) and s[-1] == pytest.approx(0.95)
+        assert max(due) == max(1, math.floor(0.7 * n)) and min(due) >= 1
+        for step, value in due.items():
+            if n == 1000:
+                assert value == pytest.approx(0.95 - 0.95 * (1 - step / 700) ** 3)
+    assert len(due) == 100
+
+
+def test_attention_scores():
+    """Nested loops over rows, heads and tokens; softmax of them is what attends."""
+    bert, x = make_bert(), torch.randn(2, 5, 16)
+    mha, expected = bert.layers[0].mha, torch.zeros(2, 4, 5, 5)
+    q, k = (F.linear(x, m.weight, m.bias) for m in (mha.query, mha.key))
+    for b, h, i, j in itertools.product(range(2), range(4), range(5), range(5)):
+        expected[b, h, i, j] = sum(q[b, i, 4 * h + n] * k[b, j, 4 * h + n] for n in range(4)) / 2
+    close(mha.scores(x), expected)
+
+
+def test_attention_loss():
+    A_s, A_t, real = torch.randn(3, 4, 6, 6), torch.randn(3, 4, 6, 6), make_batch(3, 6)["real"]
+    terms = [(A_s[b, h, i, j] - A_t[b, h, i, j]) ** 2
+             for b, h, i, j in itertools.product(range(3), range(4), range(6), range(6))
+             if real[b, i] and real[b, j]]
+    close(sparsebert.attention_loss(A_s, A_t, real), torch.stack(terms).mean())
+
+
+def test_hidden_loss():
+    H_s, H_t, real = torch.randn(3, 6, 8), torch.randn(3, 6, 8), make_batch(3, 6)["real"]
+    terms = [(H_s[b, i, j] - H_t[b, i, j]) ** 2 for b, i, j in
+             itertools.product(range(3), range(6), range(8)) if real[b, i]]
+    close(sparsebert.hidden_loss(H_s, H_t, real), torch.stack(terms).mean())
+
+
+def test_distillation_adds_up_the_layers():
+    bert, teacher, batch = make_bert(), make_bert(), make_batch() | {"label": torch.zeros(5).long()}
+    x = {name: batch[name] for name in ("ids", "segments", "real")}
+    out, out_t = bert(**x), teacher(**x)
+    heads = {i: slice(None) for i in range(3)}
+    hidden, attention, pred = sparsebert.distillation(bert, out, teacher, out_t, batch, heads)
+    close(hidden, sum(sparsebert.hidden_loss(a, b, batch["real"])
+                      for a, b in zip(out.hidden, out_t.hidden, strict=True)))
+    close(attention, sum(sparsebert.attention_loss(
+        bert.layers[i].mha.scores(out.hidden[i]), teacher.layers[i].mha.scores(out_t.hidden[i]),
+        batch["real"]) for i in range(3)))
+    p, log_q = out_t.logits.softmax(-1), out.logits.log_softmax(-1)
+    close(pred, ((p * (p.log() - log_q)).sum(-1)).mean())
+    close(sparsebert.distillation(bert, out, bert, out, batch, heads), torch.zeros(3), atol=1e-6)
+    close(sparsebert.distillation(bert, out, teacher, out_t, batch, heads, labels=True)[2],
+          F.cross_entropy(out.logits, batch["label"]))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.6, 0.8, 0.95])
+def test_small_dense_has_the_weights_a_sparse_one_keeps(sparsity):
+    bert = make_bert(MINILM)
+    kept = sparsebert.how_many(10_616_832, sparsity)
+    small, heads = sparsebert.small_dense(bert, sparsity)
+    size = cofi.encoder_parameters(small)
+    assert kept - len(heads) * 2 * 384 < size <= kept
+    assert max(heads) == 5 and (len(heads) == 2 or sparsity < 0.66)
+    for i, numbers in heads.items():        # its heads are those of the large one
+        x = torch.randn(2, 5, 384)
+        close(small.layers[i].mha.scores(x), bert.layers[i].mha.scores(x)[:, numbers], atol=1e-3)
+
+
+def test_books_of_bert_base():
+    config = cofi.Config(30522, 512, 2, 768, 64, [12] * 12, [3072] * 12, 768, labels=["no", "yes"])
+    with torch.device("meta"):
+        shapes = sparsebert.matrices(cofi.BERT(config))
+    assert len(shapes) == 72 and sum(w.numel() for w in shapes.values()) == 84_934_656
+    assert sum(math.floor(w.numel() * 0.05 + 1e-6) for w in shapes.values()) == 4_246_704
+    bert = make_bert()
+    masks = sparsebert.open_masks(bert)
+    sparsebert.prune(bert, masks, 0.75, 1)
+    books = sparsebert.books(bert, length=8)
+    dense = 3 * (4 * 16 * 16 + 2 * 16 * 24)
+    assert books["matrices"] == (dense, dense // 4)
+    assert books["multiply-adds"] == (dense + 3 * 2 * 8 * 16, dense // 4 + 3 * 2 * 8 * 16)
+    parameters = sum(p.numel() for p in bert.parameters())
+    assert books["model"] == (parameters, parameters - dense * 3 // 4)
+
+
+def test_sparse_file_and_csr(tmp_path):
+    """Written, read back and equal; at most 12 % of the bytes; the same logits through CSR."""
+    bert = make_bert(MINILM)
+    masks = sparsebert.open_masks(bert)
+    sparsebert.prune(bert, masks, 0.95, 1)
+    with torch.no_grad():           # sums of the size they have in a trained BERT
+        for w in sparsebert.matrices(bert).values():
+            w *= 0.3
+    sparse, dense = sparsebert.save_sparse(tmp_path / "sparse.bin", bert)
+    assert sparse <= 0.12 * dense == 0.12 * 4 * 10_616_832
+    others = sum(p.numel() for p in bert.parameters()) - 10_616_832
+    assert (tmp_path / "sparse.bin").stat().st_size < sparse + 4 * others + 100_000
+    read = sparsebert.load_sparse(tmp_path / "sparse.bin")
+    assert read.keys() == bert.state_dict().keys()
+    assert all(torch.equal(read[name], w) for name, w in bert.state_dict().items())
+    batch = make_batch()
+    with torch.no_grad():
+        close(sparsebert.with_csr(bert)(**batch).logits, bert(**batch).logits)
+
+
+def test_momentum_does_not_revive_what_was_pruned():
+    """Every step of a run, and the last, has exactly the zeros of its masks."""
+    data_ = data.load_task("toy", data.load_tokenizer(data.TOY), 64)
+    cfg = dataclasses.replace(sparsebert.Settings.of("toy"), max_steps=30, end=0.5)
+    config = dataclasses.replace(cofi.Config(**data.read_config(data.TOY)), labels=data_.labels)
+    bert = cofi.load_bert(data.TOY, config)[0]
+    masks, seen = sparsebert.open_masks(bert), []
+
+    def log(record):
+        seen.append(record["s"])
+        for name, w in sparsebert.matrices(bert).items():
+            assert int(masks[name].sum()) == math.floor((1 - record["s"]) * w.numel() + 1e-6)
+            assert not (w[~masks[name]] != 0).any()
+
+    sparsebert.train("finetune_first", bert, data_, cfg, log, masks, 0.9)
+    assert len(seen) == 5 and seen[-1] == pytest.approx(0.9) and seen == sorted(seen)
+
+
+def test_augmentation():
+    """Only words change, never special tokens; labels, lengths and segments stay."""
+    torch.manual_seed(0)
+    tokenizer = data.load_tokenizer(data.TOY)
+    rows = data.load_task("toy", tokenizer, 64).dev
+    bert, _ = cofi.load_bert(data.TOY, cofi.Config(**data.read_config(data.TOY)))
+    head = data.read_mlm_head(data.TOY, "cpu")
+    more = sparsebert.augment(rows, bert, head, 4, {0, 1, 2, 3, 4}, copies=2)
+    assert len(more) == 3 * len(rows)
+    assert more.label.tolist() == rows.label.tolist() * 3
+    old, new = (rows.ids, more.ids[len(rows.ids):2 * len(rows.ids)])
+    assert np.array_equal(more.ids[:len(rows.ids)], rows.ids)
+    assert 0.03 < np.mean(old != new) < 0.2
+    assert np.array_equal(old[old < 5], new[old < 5]) and not (new[old >= 5] < 5).any()
+    last = more.batch(np.array([3 * len(rows) - 1]))
+    assert last["ids"].shape[1] == rows.batch(np.array([len(rows) - 1]))["ids"].shape[1]
+
+
+def test_augmentation_knows_the_language():
+    """A masked word of the toy is filled from its own kind: the head is read and used rightly."""
+    tokenizer = data.load_tokenizer(data.TOY)
+    row = data.rows_from_text([["a dog sprints"], ["the dog runs"]], np.zeros(1), tokenizer, 64)
+    bert, _ = cofi.load_bert(data.TOY, cofi.Config(**data.read_config(data.TOY)))
+    head, words = data.read_mlm_head(data.TOY, "cpu"), set()
+    for _ in range(20):
+        new = sparsebert.augment(row, bert, head, 4, {0, 1, 2, 3, 4}, 1, share=0.2, candidates=3)
+        words.add(tokenizer.id_to_token(int(new.ids[len(row.ids) + 2])))
+    assert words & set(toy.TREES["noun"].chain) and not words & set(toy.TREES["verb"].chain)
+
+
+def test_sparsebert_on_the_toy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sparsebert, "speedup_csr",
+                        functools.partial(sparsebert.speedup_csr, lengths=(8,), seconds=0.0))
+    more = ["--max_steps", "2", "--sparsity", "0.5,0.9", "--augment", "1",
+            "--strategy", "prune_first,finetune_first,distil,small_dense"]
+    assert sparsebert.main(["--out", str(tmp_path), *more]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("(d) prune while distilling") == 2 and "unseen" in printed
+    run, = tmp_path.glob("sparsebert-toy-*")
+    result = json.loads((run / "result.json").read_text())
+    rows = {(row["strategy"], row["sparsity"]): row for row in result["rows"]}
+    assert len(rows) == 9
+    for (strategy, sparsity), row in rows.items():
+        if strategy not in ("teacher", "small_dense"):
+            weights = torch.load(run / f"{strategy}-{sparsity:g}" / "pytorch_model.bin",
+                                 weights_only=True)
+            for name, w in weights.items():
+                if ".layer." in name and w.dim() == 2:
+                    assert int((w != 0).sum()) == math.floor((1 - sparsity) * w.numel() + 1e-6)
+    assert cofi.main(["--evaluate", str(run / "distil-0.9")]) == 0
+    assert f"{rows['distil', 0.9]['scores']['unseen']:.4f}" in capsys.readouterr().out
+    assert cofi.main(["--evaluate", str(run / "small_dense-0.9")]) == 0
+
+
+SPARSE_BAD = {
+    "sparsity 95": (["--sparsity", "0.5,95"], "did you mean 0.95"),
+    "no number": (["--sparsity", "0.5,much"], "much"),
+    "unknown strategy": (["--strategy", "distill"], "--strategy distill"),
+    "blocks that do not fit": (["--block", "24"], "--block 24"),
+    "blocks that are too large": (["--block", "32"], "nothing is left"),
+    "too small to be dense": (["--strategy", "small_dense", "--sparsity", "0.999"], "small_dense"),
+    "unknown flag": (["--masks", "head"], "--masks"),
+}
+
+
+@pytest.mark.parametrize("case", SPARSE_BAD)
+def test_sparsebert_bad_input(tmp_path, capsys, case):
+    arguments, words = SPARSE_BAD[case]
+    assert sparsebert.main(["--out", str(tmp_path / "out"), "--max_steps", "1", *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error and "\n" not in error and error.startswith("sparsebert: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_without_masked_lm_head(folder):
+    with pytest.raises(BadInput, match="no masked-LM head"):
+        data.read_mlm_head(folder, "cpu")
