@@ -930,6 +930,15 @@ def folder_for(cfg, first, names):
     return Path(cfg.out) / (name if len(name) <= 200 else f"{name[:190]}-{digest}")
 
 
+def set_up(cfg):
+    """What a run begins with: (device, Config of the model, tokenizer). Sets the threads."""
+    torch.set_num_threads(cfg.threads or torch.get_num_threads())
+    config, tokenizer = Config(**read_config(cfg.model)), load_tokenizer(cfg.model)
+    if len(set(config.heads)) > 1 or len(set(config.ffn)) > 1:
+        raise BadInput(f"--model {cfg.model}: it is cut already; want the dense model it came from")
+    return pick_device(cfg.device), config, tokenizer
+
+
 def new_bert(cfg, config, device):
     """The pre-trained model with a new head, the same for teacher and student of one seed."""
     torch.manual_seed(cfg.seed)
@@ -972,11 +981,8 @@ def save(folder, bert, tokenizer, result):
 def run(cfg):
     """One run, from teacher to report. Returns the folder it leaves."""
     torch.manual_seed(cfg.seed)
-    torch.set_num_threads(cfg.threads or torch.get_num_threads())
-    device, metrics = pick_device(cfg.device), TASKS[cfg.task].metrics
-    config, tokenizer = Config(**read_config(cfg.model)), load_tokenizer(cfg.model)
-    if len(set(config.heads)) > 1 or len(set(config.ffn)) > 1:
-        raise BadInput(f"--model {cfg.model}: it is cut already; want the dense model it came from")
+    device, config, tokenizer = set_up(cfg)
+    metrics = TASKS[cfg.task].metrics
     masks = Masks(config, [f"z_{name}" for name in cfg.masks.split(",")])
     lowest = torch.tensor(LOWEST)
     reach = masks.sparsity({group: p_open(torch.where(a.isinf(), a, lowest))
@@ -1090,7 +1096,8 @@ def make_parser(kind, doc):
 
 
 def settings(kind, given):
-    """Settings of a kind from the flags that were given, checked. Raises BadInput."""
+    """Settings of a kind from its flags, None where not given; checked. Raises BadInput."""
+    given = {name: value for name, value in given.items() if value is not None}
     task = given.get("task", kind.task)
     cfg = kind(**asdict(kind.of(task if task in TASKS else kind.task)) | given)
     cfg.check()
@@ -1112,8 +1119,8 @@ def job(arguments):
     parser = make_parser(Settings, __doc__)
     parser.add_argument("--evaluate", metavar="FOLDER", help="score a finished run again")
     parser.add_argument("--predict", nargs="+", metavar="WORDS", help="FOLDER SENTENCE [SENTENCE]")
-    given = {name: v for name, v in vars(parser.parse_args(arguments)).items() if v is not None}
-    folder, words = given.pop("evaluate", None), given.pop("predict", None)
+    given = vars(parser.parse_args(arguments))
+    folder, words = given.pop("evaluate"), given.pop("predict")
     cfg = settings(Settings, given)
     if folder:
         evaluate_folder(folder, pick_device(cfg.device))

@@ -45,8 +45,8 @@ from torch import nn
 from tqdm import tqdm
 
 import cofi
-from cofi import Config, evaluate, has_bf16, label_loss, pred_loss, setting, to
-from data import (TASKS, BadInput, Rows, load_task, load_tokenizer, read_config, read_mlm_head)
+from cofi import evaluate, has_bf16, label_loss, pred_loss, setting, to
+from data import TASKS, BadInput, Rows, load_task, read_mlm_head
 
 # --------------------------------------------------------------------------------------------------
 # 1. Magnitude: which weights stay, and how many at which step
@@ -116,7 +116,15 @@ def prune(bert, masks, sparsity, block):
     """New masks of all matrices, and their zeros put in place. masks: {name: bool}, changed."""
     for name, w in matrices(bert).items():
         masks[name] = magnitude_mask(w, masks[name], sparsity, block)
-        w *= masks[name]
+    put_zeros(bert, masks)
+
+
+@torch.no_grad()
+def put_zeros(bert, masks):
+    """0 wherever a mask is closed. masks: {name: bool}, or {} where nothing is pruned."""
+    pruned = matrices(bert)
+    for name, mask in masks.items():
+        pruned[name].masked_fill_(~mask, 0)
 
 
 def open_masks(bert):
@@ -325,7 +333,7 @@ def train(strategy, bert, data, cfg, log, masks, sparsity, teacher=None, heads=N
     torch.manual_seed(cfg.seed)
     bert.train()
     optimizer = torch.optim.AdamW(bert.parameters(), lr, weight_decay=cfg.weight_decay, fused=True)
-    sums, every, pruned = 0, max(1, total // 5), matrices(bert)
+    sums, every = 0, max(1, total // 5)
     steps = cofi.stream(data.train, cfg.batch_size, cfg.seed, total)
     for step, (_, batch) in enumerate(tqdm(steps, strategy, total, leave=False, disable=None), 1):
         x, label = to(device, batch), batch["label"].to(device)
@@ -346,9 +354,8 @@ def train(strategy, bert, data, cfg, log, masks, sparsity, teacher=None, heads=N
         if step in due:
             s = due[step]
             prune(bert, masks, s, cfg.block)
-        with torch.no_grad():       # again after every step: momentum revives what was pruned
-            for name, mask in masks.items():
-                pruned[name].masked_fill_(~mask, 0)
+        else:       # after every step: momentum revives what was pruned
+            put_zeros(bert, masks)
         sums = sums + parts.detach()
         if step % every == 0 or step == total:  # the only place that waits for the device
             losses = (sums / (step % every or every)).tolist()
@@ -370,7 +377,7 @@ def books(bert, length=128):
     "matrices": the weights that are pruned; "model": all parameters, embeddings included;
     "multiply-adds": of one token in a sequence of `length`, attention between tokens included.
     """
-    dense = sum(w.numel() for w in matrices(bert).values())
+    dense = cofi.encoder_parameters(bert)
     kept = sum(int(w.count_nonzero()) for w in matrices(bert).values())
     everything = sum(p.numel() for p in bert.parameters())
     attention = sum(2 * length * h * bert.config.k for h in bert.config.heads)
@@ -529,11 +536,8 @@ def with_other_words(data, cfg, config, tokenizer, device):
 
 def run(cfg):
     """The comparison: every strategy at every sparsity. Returns the folder it leaves."""
-    torch.set_num_threads(cfg.threads or torch.get_num_threads())
-    device, metrics = cofi.pick_device(cfg.device), TASKS[cfg.task].metrics
-    config, tokenizer = Config(**read_config(cfg.model)), load_tokenizer(cfg.model)
-    if len(set(config.heads)) > 1 or len(set(config.ffn)) > 1:
-        raise BadInput(f"--model {cfg.model}: it is cut already; want the dense model it came from")
+    device, config, tokenizer = cofi.set_up(cfg)
+    metrics = TASKS[cfg.task].metrics
     for sparsity in cfg.sparsities():       # what cannot be done is better said before the training
         check_sizes(config, sparsity, cfg.block)
         if "small_dense" in cfg.strategy.split(","):
@@ -599,8 +603,8 @@ def table(rows):
 
 def job(arguments):
     """What the command line asks for."""
-    given = vars(cofi.make_parser(Settings, __doc__).parse_args(arguments))
-    run(cofi.settings(Settings, {name: v for name, v in given.items() if v is not None}))
+    parser = cofi.make_parser(Settings, __doc__)
+    run(cofi.settings(Settings, vars(parser.parse_args(arguments))))
 
 
 def main(arguments=None):
