@@ -50,8 +50,9 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from data import (METRICS, TASKS, TOY, BadInput, batches, fetch, load_task, load_tokenizer,
-                  read_config, read_weights, rows_from_text, write_checkpoint)
+from data import (TASKS, TOY, BadInput, batches, fetch, load_task, load_tokenizer, read_config,
+                  read_model, read_weights, rows_from_text, task_size, windows_from_text,
+                  write_checkpoint)
 
 # --------------------------------------------------------------------------------------------------
 # 1. BERT: post-norm Transformer layers, and where the masks multiply
@@ -72,6 +73,7 @@ class Config:
     dropout: float = 0.1
     eps: float = 1e-12        # of LayerNorm
     labels: list | None = None    # class names; None: regression, one output
+    span: bool = False        # the classifier marks where an answer starts and ends
     task: str = ""            # what the classifier was trained for
 
 
@@ -193,20 +195,23 @@ class Embeddings(nn.Module):
 
 
 class Output(NamedTuple):
-    logits: torch.Tensor      # (B, classes), or (B, 1) for regression
+    logits: torch.Tensor      # (B, classes); (B, 1) for regression; (B, 2, T) for spans
     hidden: list              # L + 1 states (B, T, d): of the embeddings, then of each layer
 
 
 class BERT(nn.Module):
-    """BERT with a head for classification or regression, dense or cut: the Config tells."""
+    """BERT with a head for classes, a value or spans, dense or cut: the Config tells."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, h, f) for h, f in zip(config.heads, config.ffn))
-        self.pooler = nn.Linear(config.d, config.pooler)
-        self.classifier = nn.Linear(config.pooler, len(config.labels) if config.labels else 1)
+        if config.span:         # of each token: how well an answer starts there, and ends there
+            self.classifier = nn.Linear(config.d, 2)
+        else:
+            self.pooler = nn.Linear(config.d, config.pooler)
+            self.classifier = nn.Linear(config.pooler, len(config.labels) if config.labels else 1)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)            # BERT's own initialisation
@@ -226,6 +231,9 @@ class BERT(nn.Module):
             z = (None if z is None else z[i] for z in (z_mha, z_head, z_ffn, z_int))
             x = layer(x, bias[:, None, None], *z, z_hidn)           # (B, T, d)
             hidden.append(x)
+        if self.config.span:    # two choices among the tokens; -1e4: no padding, yet no nan either
+            logits = self.classifier(x).transpose(1, 2)             # (B, 2, T)
+            return Output(logits.masked_fill(~real[:, None], -1e4), hidden)
         pooled = F.dropout(torch.tanh(self.pooler(x[:, 0])), self.config.dropout, self.training)
         return Output(self.classifier(pooled), hidden)
 
@@ -234,16 +242,17 @@ def load_bert(model, config=None):
     """A BERT with the weights of a model (folder or hub name), each checked by name and shape.
 
     config None: a fine-tuned model, its head included. Otherwise: a pre-trained one, which gets a
-    new head for config.labels, and a new pooler if its own is absent or untrained (all biases 0).
+    new head for the config, and a new pooler if its own is absent or untrained (all biases 0).
     Returns (BERT, notes): what a user should know, as lines. Raises BadInput.
     """
-    notes, weights = [], read_weights(model)
-    bert = BERT(config or Config(**read_config(model)))
+    notes, (sizes, weights) = [], (None, read_weights(model)) if config else read_model(model)
+    bert = BERT(config or Config(**sizes))
     own = bert.state_dict()
     if config:
         new = {"classifier": "is not for this run" if "classifier.weight" in weights else ""}
-        if not weights.get("pooler.bias", torch.zeros(1)).any():
-            new["pooler"] = "was never trained" if "pooler.bias" in weights else "is absent"
+        if config.span or not weights.get("pooler.bias", torch.zeros(1)).any():
+            new["pooler"] = ("" if config.span else "was never trained" if "pooler.bias" in weights
+                             else "is absent")
         notes = [f"{model}: its {part} {why}, a new one is trained"
                  for part, why in new.items() if why]
         fresh = {name: w for name, w in own.items() if name.split(".")[0] in new}
@@ -251,10 +260,29 @@ def load_bert(model, config=None):
     for name in sorted(own.keys() | weights.keys()):
         have, want = (tuple(w[name].shape) if name in w else "absent" for w in (weights, own))
         if have != want:
-            raise BadInput(f"{model}: {name} is {have} in pytorch_model.bin, but {want} by "
-                           "config.json; want the weights and the config of one model")
+            raise BadInput(f"{model}: {name} is {have} in its weights, but {want} by config.json; "
+                           "want the weights and the config of one model")
     bert.load_state_dict(weights)
     return bert, notes
+
+
+@torch.no_grad()
+def fit_labels(bert, names, span, model):
+    """Brings the classes of a fine-tuned model into a task's order, by their names. In place.
+
+    names: of the task's classes, or None; model: its name, for the error. Raises BadInput where it
+    has other classes: scored by number, a model whose classes are permuted would seem to be bad.
+    """
+    own, want = ([name.casefold() for name in x or []] for x in (bert.config.labels, names))
+    if sorted(own) != sorted(want) or span != bert.config.span:
+        raise BadInput(f"{model}: its classes are {bert.config.labels}, the task's {names}"
+                       f"{' (spans)' * span}; want a model of this task whose config.json names "
+                       "its classes, in their order, as id2label")
+    if want:
+        order = [own.index(name) for name in want]
+        for p in bert.classifier.parameters():
+            p.copy_(p[order])
+        bert.config.labels = list(names)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -364,23 +392,27 @@ def lagrangian(s, t, lambda1, lambda2):
 
 
 def label_loss(logits, label):
-    """Cross-entropy to the class, or for regression (one logit) MSE to the value. label (B)."""
+    """Cross-entropy to the class, or for regression (one logit) MSE to the value. label (B).
+
+    A span is two choices, of a first and a last token: logits (B, 2, T), label (B, 2).
+    """
     if logits.shape[-1] == 1:
         return F.mse_loss(logits[:, 0], label)
-    return F.cross_entropy(logits, label)
+    return F.cross_entropy(logits.flatten(0, -2), label.flatten())
 
 
 def pred_loss(student, teacher, temperature):
     """L_pred: KL divergence from the teacher's distribution, or for regression MSE to its value.
 
-    student, teacher (B, classes). The paper writes KL(p_s || p_t); here, as in the authors' code,
-    the teacher is the target, and T^2 undoes what the temperature T does to the gradient's size.
+    student, teacher (B, classes), or (B, 2, T), the mean of two choices. The paper writes
+    KL(p_s || p_t); here, as in the authors' code, the teacher is the target, and T^2 undoes what
+    the temperature T does to the gradient's size.
     """
     if student.shape[-1] == 1:
         return F.mse_loss(student, teacher)                         # ()             §3.2 L_pred
     p_t = (teacher / temperature).softmax(-1)
     log_p_s = (student / temperature).log_softmax(-1)
-    kl = F.kl_div(log_p_s, p_t, reduction="batchmean")
+    kl = F.kl_div(log_p_s.flatten(0, -2), p_t.flatten(0, -2), reduction="batchmean")
     return kl * temperature**2                                      # ()             §3.2 L_pred
 
 
@@ -564,8 +596,9 @@ def cut(bert, z):
             copy(new.ffn.up, old.ffn.up, scale > 0, keep)
             copy(new.ffn.down, old.ffn.down, keep, scale > 0, z["z_ffn"][i] * z_hidn, scale)
             copy_norm(new.ffn.norm, old.ffn.norm)
-    copy(small.pooler, bert.pooler, every, keep)
-    copy(small.classifier, bert.classifier, every, every)
+    if not c.span:
+        copy(small.pooler, bert.pooler, every, keep)
+    copy(small.classifier, bert.classifier, every, keep if c.span else every)
     return small.train(bert.training)
 
 
@@ -585,14 +618,17 @@ class Run:
 
     None: it depends on the task, see BY_SIZE, which also changes other defaults for the toy.
     """
-    task: str = setting("toy", "the toy, or a task of GLUE", among=tuple(TASKS))
+    task: str = setting("toy", "the toy, a task of GLUE, SQuAD, or own, with --data",
+                        among=tuple(TASKS))
+    data: str = setting("", "folder with your own train and validation, as .tsv, .csv or .jsonl: "
+                        "label, and one or two columns of text")
     model: str = setting("google-bert/bert-base-uncased", "pre-trained BERT, hub name or folder")
-    teacher: str = setting("", "folder of a fine-tuned BERT; else one is trained")
+    teacher: str = setting("", "a fine-tuned BERT, hub name or folder; else one is trained")
     teacher_epochs: float = setting(None, "epochs of the teacher; ours: 5 small sets, 3 large",
                                     between=(0.001, 1e4))
     teacher_lr: float = setting(3e-5, "learning rate of the teacher; ours", between=(1e-9, 1))
     batch_size: int = setting(32, "rows; paper: 32", between=(1, 65536))
-    max_length: int = setting(128, "tokens of a row; paper: 128", between=(8, 65536))
+    max_length: int = setting(128, "tokens of a row; paper: 128, SQuAD 384", between=(8, 65536))
     seed: int = setting(57, "of all that is random; authors' code: 57", between=(0, 2**31))
     out: str = setting("out", "folder of runs and teachers")
     device: str = setting("auto", "auto: the best there is", among=("auto", "cpu", "cuda", "mps"))
@@ -604,12 +640,13 @@ class Run:
 
     BY_SIZE = {       # of the task; ours
         "small": {"teacher_epochs": 5}, "large": {"teacher_epochs": 3},
+        "squad": {"teacher_epochs": 2, "batch_size": 16, "max_length": 384},
         "toy": {"model": str(TOY), "teacher_epochs": 5, "teacher_lr": 5e-4, "threads": 1}}
 
     @classmethod
-    def of(cls, task):
-        """The settings of a task where the user sets nothing."""
-        return cls(task=task, **cls.BY_SIZE[TASKS[task].size])
+    def of(cls, task, data=""):
+        """The settings of a task where the user sets nothing. data: the folder of task own."""
+        return cls(task=task, data=data, **cls.BY_SIZE[task_size(task, data)])
 
     def check(self):
         """Raises BadInput for the first setting that is not allowed."""
@@ -623,6 +660,9 @@ class Run:
                     hint = f"; did you mean {value / 100:g}?"
                 raise BadInput(f"--{f.name} {value:g}: want a number from {low:g} to {high:g}"
                                f"{hint}")
+        if (self.task == "own") != bool(self.data):
+            raise BadInput(f"--task {self.task} --data {self.data or 'not given'}: want --data "
+                           "FOLDER alone, or another task without it")
         has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not has.get(self.device, True):
             raise BadInput(f"--device {self.device}: there is none here; want cpu, or auto")
@@ -666,6 +706,9 @@ class Settings(Run):
         "large": Run.BY_SIZE["large"] | {
             "matching": "free", "prune_epochs": 20, "start": 1 / 20, "warmup": 2 / 20,
             "finetune_epochs": 20},
+        "squad": Run.BY_SIZE["squad"] | {
+            "matching": "free", "prune_epochs": 20, "start": 1 / 20, "warmup": 2 / 20,
+            "finetune_epochs": 20, "lr": 3e-5},
         "toy": Run.BY_SIZE["toy"] | {
             "matching": "ordered", "sparsity": 0.9, "prune_epochs": 7, "start": 0.1, "warmup": 0.5,
             "finetune_epochs": 3, "lr": 5e-4, "finetune_lr": 5e-4}}
@@ -698,23 +741,23 @@ def to(device, batch):
 
 
 @torch.no_grad()
-def evaluate(bert, rows, metrics, z={}):
-    """{metric: value} of a model on rows, in fp32. z: its masks, if it has any.
-
-    Where the rows are of several parts, also {part: value of the first metric on it}.
-    """
+def answers(bert, rows, z={}):
+    """The logits of a model for each of the rows, in their order: a list of arrays. In fp32."""
     was_training, device = bert.training, bert.classifier.weight.device
     bert.eval()
-    predicted = np.empty(len(rows), dtype=rows.label.dtype)
+    logits = [None] * len(rows)
     for numbers, batch in batches(rows, 64):
-        logits = bert(**to(device, batch), **z).logits
-        predicted[numbers] = (logits.argmax(-1) if bert.config.labels else logits[:, 0]).cpu()
+        for number, row in zip(numbers, bert(**to(device, batch), **z).logits.cpu().numpy()):
+            logits[number] = row
     bert.train(was_training)
-    scores = {name: METRICS[name](predicted, rows.label) for name in metrics}
-    for part in np.unique(rows.part):
-        of = rows.part == part
-        scores[str(part)] = METRICS[metrics[0]](predicted[of], rows.label[of])
-    return scores
+    return logits
+
+
+def evaluate(bert, rows, metrics, z={}):
+    """{metric: value} of a model on rows; where they are of several parts, also {part: value of
+    the first metric on it}. z: the masks, if it has any.
+    """
+    return rows.score(answers(bert, rows, z), metrics)
 
 
 def stream(rows, batch_size, seed, total):
@@ -798,12 +841,12 @@ def train(stage, bert, data, cfg, log, teacher=None, W_layer=None, masks=None):
             masks.hold()
         sums = sums + parts
         if step % every == 0 or step == total:  # the only place that waits for the device
-            score = evaluate(bert, data.dev, TASKS[cfg.task].metrics, decide(masks, t) if z else {})
+            score = evaluate(bert, data.dev, data.metrics, decide(masks, t) if z else {})
             pred, layer = (sums / (step % every or every)).tolist()
             pull = [sparsity.item(), t, *lambdas.tolist()] if z else []
             log({"stage": stage, "step": step, "of": total, "L_pred": pred, "L_layer": layer,
                  **dict(zip(("s", "t", "lambda1", "lambda2"), pull)),
-                 "score": score[TASKS[cfg.task].metrics[0]], "m": None if m is None else m.tolist(),
+                 "score": score[data.metrics[0]], "m": None if m is None else m.tolist(),
                  "seconds": time.perf_counter() - began})
             sums = 0
     return None if m is None else m.tolist()
@@ -916,13 +959,13 @@ def report(r, picture):
 # 8. Main: one run from beginning to end
 # --------------------------------------------------------------------------------------------------
 
-OF_TEACHER = ("task", "model", "seed", "batch_size", "max_length", "teacher_epochs", "teacher_lr",
+OF_TEACHER = ("task", "data", "model", "seed", "batch_size", "max_length", "teacher_epochs", "teacher_lr",
               "bf16", "max_steps")
 
 
 def folder_for(cfg, first, names):
     """The folder of a run or teacher: cfg.out, `first`, then every setting that was changed."""
-    usual = asdict(cfg.of(cfg.task))
+    usual = asdict(cfg.of(cfg.task, cfg.data)) | {"data": ""}
     changed = [f"{name}={Path(value).name if isinstance(value, str) else format(value, 'g')}"
                for name, value in asdict(cfg).items() if name in names and value != usual[name]]
     name = re.sub(r"[^\w.,=-]", "_", "-".join(first + changed))
@@ -951,13 +994,14 @@ def get_teacher(cfg, config, data, tokenizer, device):
 
     Returns (BERT in eval mode, {metric: value}, seconds of training).
     """
-    metrics, key = TASKS[cfg.task].metrics, {name: getattr(cfg, name) for name in OF_TEACHER}
+    key = {name: getattr(cfg, name) for name in OF_TEACHER}
     if cfg.teacher:
         teacher = load_bert(cfg.teacher)[0].to(device).eval()
-        if (teacher.config.labels, teacher.config.vocab) != (data.labels, config.vocab):
-            raise BadInput(f"--teacher {cfg.teacher}: {teacher.config.vocab} words and the labels "
-                           f"{teacher.config.labels}; want {config.vocab} and {data.labels}")
-        return teacher, evaluate(teacher, data.dev, metrics), 0.0
+        fit_labels(teacher, data.names, data.span, f"--teacher {cfg.teacher}")
+        if teacher.config.vocab != config.vocab:
+            raise BadInput(f"--teacher {cfg.teacher}: {teacher.config.vocab} words; want the "
+                           f"{config.vocab} of {cfg.model}, with the same numbers")
+        return teacher, evaluate(teacher, data.dev, data.metrics), 0.0
     folder = folder_for(cfg, ["teacher", cfg.task], set(OF_TEACHER) - {"task"})
     if (folder / "result.json").is_file():
         before = json.loads((folder / "result.json").read_text())
@@ -967,7 +1011,7 @@ def get_teacher(cfg, config, data, tokenizer, device):
     teacher, _ = new_bert(cfg, config, device)
     began = time.perf_counter()
     train("teacher", teacher, data, cfg, Log(folder / "log.jsonl"))
-    scores, seconds = evaluate(teacher, data.dev, metrics), time.perf_counter() - began
+    scores, seconds = evaluate(teacher, data.dev, data.metrics), time.perf_counter() - began
     save(folder, teacher, tokenizer, {"settings": key, "scores": scores, "seconds": seconds})
     return teacher.eval(), scores, seconds
 
@@ -982,7 +1026,6 @@ def run(cfg):
     """One run, from teacher to report. Returns the folder it leaves."""
     torch.manual_seed(cfg.seed)
     device, config, tokenizer = set_up(cfg)
-    metrics = TASKS[cfg.task].metrics
     masks = Masks(config, [f"z_{name}" for name in cfg.masks.split(",")])
     lowest = torch.tensor(LOWEST)
     reach = masks.sparsity({group: p_open(torch.where(a.isinf(), a, lowest))
@@ -990,8 +1033,8 @@ def run(cfg):
     if cfg.sparsity > reach:
         raise BadInput(f"--sparsity {cfg.sparsity:g} --masks {cfg.masks}: these masks alone reach "
                        f"only {reach:.3f}; want a lower sparsity, or more masks")
-    data = load_task(cfg.task, tokenizer, min(cfg.max_length, config.positions))
-    config = replace(config, labels=data.labels, task=cfg.task)
+    data = load_task(cfg.task, tokenizer, min(cfg.max_length, config.positions), cfg.data)
+    config, metrics = replace(config, labels=data.names, span=data.span, task=cfg.task), data.metrics
     names = {f.name for f in fields(cfg)} - {"task", "sparsity", "out", "device"}
     folder = folder_for(cfg, [cfg.task, f"{cfg.sparsity:g}"], names)
     student, notes = new_bert(cfg, config, device)
@@ -1046,33 +1089,94 @@ def device_name(device):
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def evaluate_folder(folder, device):
-    """--evaluate: the dev scores of the model of a run, computed again."""
-    bert = load_bert(folder)[0].to(device)
-    if bert.config.task not in TASKS:
-        raise BadInput(f"--evaluate {folder}: config.json names no task; want the folder of a run")
-    length = json.loads(fetch(folder, "result.json").read_text())["settings"]["max_length"]
-    data = load_task(bert.config.task, load_tokenizer(folder), min(length, bert.config.positions))
+def finished(model, given, device):
+    """A fine-tuned model and its task: (BERT in eval mode, Dataset). Raises BadInput.
+
+    model: the folder of a run, which knows its task, or any other, with --task; given: the flags.
+    """
+    bert, path = load_bert(model)[0].to(device).eval(), fetch(model, "result.json", optional=True)
+    known = json.loads(path.read_text())["settings"] if path else {"task": bert.config.task}
+    known |= {name: given[name] for name in ("task", "data", "max_length") if name in given}
+    if known["task"] not in TASKS:
+        raise BadInput(f"{model}: config.json names no task; want --task")
+    usual = Run.of(known["task"], known.get("data", ""))
+    data = load_task(known["task"], load_tokenizer(model), min(
+        known.get("max_length", usual.max_length), bert.config.positions), usual.data)
+    fit_labels(bert, data.names, data.span, model)
+    return bert, data
+
+
+def evaluate_model(model, given, device):
+    """--evaluate: the dev scores of a model, and those of the test set where its labels are known."""
+    bert, data = finished(model, given, device)
     for split, rows in ("dev", data.dev), ("test", data.test):
-        scores = evaluate(bert, rows, TASKS[bert.config.task].metrics) if rows else {}
-        for name, value in scores.items():
-            print(f"{split:6}{name:11}{value:.4f}")
+        for name, value in (evaluate(bert, rows, data.metrics) if rows else {}).items():
+            print(f"{split:6}{name:12}{value:.4f}")
 
 
-def predict(folder, sentences):
-    """--predict: the labels of a sentence or pair with probabilities, or a regression's value."""
-    bert, _ = load_bert(folder)
-    columns = TASKS[bert.config.task].columns if bert.config.task in TASKS else sentences[:2]
-    if len(sentences) != len(columns) or not sentences:
-        raise BadInput(f"--predict {folder}: {len(sentences)} sentences; want {len(columns) or 1}")
-    rows = rows_from_text([[text] for text in sentences], np.zeros(1), load_tokenizer(folder),
-                          bert.config.positions)
-    with torch.no_grad():
-        logits = bert.eval()(**to("cpu", rows.batch(np.arange(1)))).logits[0]
+def submit(model, given, device):
+    """--submit: the answers to the test set of GLUE, in files as its server, which scores them,
+    takes them: a line a row, entailment by name, other classes by number.
+    """
+    bert, data = finished(model, given, device)
+    if not data.task.tests:
+        raise BadInput(f"--submit {model}: GLUE has no such task; want a model of one of "
+                       f"{', '.join(name for name, task in TASKS.items() if task.tests)}")
+    for split, file in data.task.tests.items():
+        rows = data.rows(split)
+        predicted = rows.predicted(answers(bert, rows))
+        if not data.names:      # STS-B: a similarity from 0 to 5
+            texts = [f"{value:.3f}" for value in predicted.clip(0, 5)]
+        else:
+            texts = [data.names[i] if "entailment" in data.names else str(i) for i in predicted]
+        path = Path(model if Path(model).is_dir() else ".") / f"{file}.tsv"
+        lines = (f"{i}\t{text}\n" for i, text in enumerate(texts))
+        path.write_text("index\tprediction\n" + "".join(lines))
+        print(f"{len(texts)} rows: {path}")
+
+
+def predict(model, words):
+    """--predict: the labels of a sentence or pair with probabilities, or a regression's value; or
+    the answer to a question in a context.
+    """
+    bert, tokenizer = load_bert(model)[0].eval(), load_tokenizer(model)
+    task, longest = TASKS.get(bert.config.task), bert.config.positions
+    want = 2 if bert.config.span else len(task.columns) if task and task.columns else len(words)
+    if len(words) != want or not 1 <= len(words) <= 2:
+        raise BadInput(f"--predict {model}: {len(words)} sentences; want "
+                       f"{want if task and task.columns else '1 or 2'}")
+    if bert.config.span:
+        rows = windows_from_text(*words, tokenizer, min(longest, 384))
+        return print(rows.predicted(answers(bert, rows))[0][0])
+    rows = rows_from_text([[text] for text in words], np.zeros(1), tokenizer, longest)
+    logits = torch.from_numpy(answers(bert, rows)[0])
     if not bert.config.labels:
         return print(f"{logits[0]:.4f}")
     for p, label in sorted(zip(logits.softmax(-1).tolist(), bert.config.labels), reverse=True):
         print(f"{p:.4f}  {label}")
+
+
+class Program(nn.Module):
+    """What is exported: from ids, segments and real, as BERT takes them, to its logits."""
+
+    def __init__(self, bert):
+        super().__init__()
+        self.bert = bert
+
+    def forward(self, ids, segments, real):
+        return self.bert(ids, segments, real).logits
+
+
+def export(folder):
+    """--export: FOLDER/model.pt2, a program that runs with torch alone, at any batch and length."""
+    bert = load_bert(folder)[0].eval()
+    B, T = torch.export.Dim("B"), torch.export.Dim("T", max=bert.config.positions)
+    ids = torch.zeros(2, 8, dtype=torch.long)
+    program = torch.export.export(Program(bert), (ids, ids, ids == 0),
+                                  dynamic_shapes=[{0: B, 1: T}] * 3)
+    path = Path(folder) / "model.pt2"
+    torch.export.save(program, path)
+    print(f"{path}: ids, segments, real (B, T) -> logits; T up to {bert.config.positions}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -1098,8 +1202,9 @@ def make_parser(kind, doc):
 def settings(kind, given):
     """Settings of a kind from its flags, None where not given; checked. Raises BadInput."""
     given = {name: value for name, value in given.items() if value is not None}
-    task = given.get("task", kind.task)
-    cfg = kind(**asdict(kind.of(task if task in TASKS else kind.task)) | given)
+    task = given.setdefault("task", "own" if given.get("data") else kind.task)
+    usual = kind.of(task, given.get("data", "")) if task in TASKS else kind.of(kind.task)
+    cfg = kind(**asdict(usual) | given)
     cfg.check()
     return cfg
 
@@ -1117,15 +1222,25 @@ def guarded(name, job, arguments):
 def job(arguments):
     """What the command line asks for."""
     parser = make_parser(Settings, __doc__)
-    parser.add_argument("--evaluate", metavar="FOLDER", help="score a finished run again")
-    parser.add_argument("--predict", nargs="+", metavar="WORDS", help="FOLDER SENTENCE [SENTENCE]")
+    for flag, words, what in (
+            ("--evaluate", "MODEL", "score a finished run, or another fine-tuned BERT, again"),
+            ("--predict", ("MODEL", "WORDS"), "MODEL SENTENCE [SENTENCE], MODEL QUESTION CONTEXT"),
+            ("--submit", "MODEL", "write its answers to the test set for GLUE's server"),
+            ("--export", "FOLDER", "write model.pt2, a program for torch alone")):
+        parser.add_argument(flag, metavar=words, help=what, nargs="+" if words[0] == "MODEL" else None)
     given = vars(parser.parse_args(arguments))
-    folder, words = given.pop("evaluate"), given.pop("predict")
+    asked = {name: given.pop(name) for name in ("evaluate", "predict", "submit", "export")}
     cfg = settings(Settings, given)
-    if folder:
-        evaluate_folder(folder, pick_device(cfg.device))
-    elif words:
-        predict(words[0], words[1:])
+    device = pick_device(cfg.device)
+    given = {name: value for name, value in given.items() if value is not None}
+    if asked["predict"]:
+        predict(asked["predict"][0], asked["predict"][1:])
+    elif asked["export"]:
+        export(asked["export"])
+    elif asked["evaluate"]:
+        evaluate_model(asked["evaluate"], given, device)
+    elif asked["submit"]:
+        submit(asked["submit"], given, device)
     else:
         run(cfg)
 

@@ -46,7 +46,7 @@ from tqdm import tqdm
 
 import cofi
 from cofi import evaluate, has_bf16, label_loss, pred_loss, setting, to
-from data import TASKS, BadInput, Rows, load_task, read_mlm_head
+from data import BadInput, load_task, read_mlm_head
 
 # --------------------------------------------------------------------------------------------------
 # 1. Magnitude: which weights stay, and how many at which step
@@ -252,9 +252,10 @@ def augment(rows, bert, head, mask_id, special, copies, share=0.15, candidates=1
                 new[rows.start[row]:rows.start[row + 1]] = ids[i][batch["real"][i].numpy()]
         made.append(replace(rows, ids=new))
     ends = np.cumsum([0] + [len(rows.ids)] * copies)
-    return Rows(np.concatenate([r.ids for r in made]),
-                np.concatenate([[0]] + [rows.start[1:] + end for end in ends]),
-                *(np.tile(x, copies + 1) for x in (rows.first, rows.label, rows.part)))
+    same = {name: np.concatenate([getattr(rows, name)] * (copies + 1))
+            for name in ("first", "label", "part")}
+    return replace(rows, ids=np.concatenate([r.ids for r in made]),
+                   start=np.concatenate([[0]] + [rows.start[1:] + end for end in ends]), **same)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -293,6 +294,7 @@ class Settings(cofi.Run):
     BY_SIZE = {       # of the task; ours
         "small": cofi.Run.BY_SIZE["small"] | {"prune_epochs": 12},
         "large": cofi.Run.BY_SIZE["large"] | {"prune_epochs": 5},
+        "squad": cofi.Run.BY_SIZE["squad"] | {"prune_epochs": 5},
         "toy": cofi.Run.BY_SIZE["toy"] | {"prune_epochs": 4, "lr": 1e-3}}
 
     def sparsities(self):
@@ -359,7 +361,7 @@ def train(strategy, bert, data, cfg, log, masks, sparsity, teacher=None, heads=N
         sums = sums + parts.detach()
         if step % every == 0 or step == total:  # the only place that waits for the device
             losses = (sums / (step % every or every)).tolist()
-            scores = evaluate(bert, data.dev, TASKS[cfg.task].metrics)
+            scores = evaluate(bert, data.dev, data.metrics)
             log({"strategy": strategy, "target": sparsity, "step": step, "of": total,
                  **dict(zip(("L_hidden", "L_att", "L_pred"), losses)), "s": s, "scores": scores})
             sums = 0
@@ -528,22 +530,23 @@ def check_sizes(config, sparsity, block):
 
 
 def with_other_words(data, cfg, config, tokenizer, device):
-    """The Dataset, its training set augmented by cfg.augment copies."""
+    """A copy of the Dataset, its training set augmented by cfg.augment copies."""
     special = [tokenizer.token_to_id(t) for t in ("[MASK]", "[PAD]", "[UNK]", "[CLS]", "[SEP]")]
     head, bert = read_mlm_head(cfg.model, device), cofi.new_bert(cfg, config, device)[0]
-    return replace(data, train=augment(data.train, bert, head, special[0], special, cfg.augment))
+    data = copy.copy(data)
+    data.train = augment(data.train, bert, head, special[0], special, cfg.augment)
+    return data
 
 
 def run(cfg):
     """The comparison: every strategy at every sparsity. Returns the folder it leaves."""
     device, config, tokenizer = cofi.set_up(cfg)
-    metrics = TASKS[cfg.task].metrics
     for sparsity in cfg.sparsities():       # what cannot be done is better said before the training
         check_sizes(config, sparsity, cfg.block)
         if "small_dense" in cfg.strategy.split(","):
             small_sizes(config, sparsity)
-    data = load_task(cfg.task, tokenizer, min(cfg.max_length, config.positions))
-    config = replace(config, labels=data.labels, task=cfg.task)
+    data = load_task(cfg.task, tokenizer, min(cfg.max_length, config.positions), cfg.data)
+    config, metrics = replace(config, labels=data.names, span=data.span, task=cfg.task), data.metrics
     augmented = with_other_words(data, cfg, config, tokenizer, device) if cfg.augment else data
     names = {f.name for f in fields(cfg)} - {"task", "sparsity", "out", "device"}
     folder = cofi.folder_for(cfg, ["sparsebert", cfg.task, cfg.sparsity], names)

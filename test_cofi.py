@@ -23,7 +23,7 @@ from torch import nn
 import cofi
 import data
 import sparsebert
-from data import BadInput, checkpoint, glue, hub, metrics
+from data import BadInput, checkpoint, hub, metrics
 from data.toy import prepare as toy
 
 torch.set_num_threads(1)       # at these sizes a second thread only waits
@@ -501,7 +501,7 @@ def make_raw(n=70, labels=("no", "yes"), **columns):
 
 def test_rows_and_batches():
     raw = make_raw()
-    rows = glue.tokenise("mrpc", raw, make_tokenizer(), 12).train
+    rows = data.tasks.dataset("mrpc", raw, make_tokenizer(), 12).train
     one = rows.batch(np.array([3, 5]))
     for i, row in enumerate((3, 5)):
         e = make_tokenizer().encode(raw["train"][row]["sentence1"], raw["train"][row]["sentence2"])
@@ -649,9 +649,9 @@ def test_toy_is_the_task_of_a_run_without_arguments(tmp_path, capsys, monkeypatc
 @pytest.fixture
 def offline(monkeypatch):
     """load_task gives a made-up task under the name of a real one; nothing touches a network."""
-    def load_task(name, tokenizer, max_length):
+    def load_task(name, tokenizer, max_length, folder=""):
         raw = make_raw(labels=None if name == "stsb" else ("not_equivalent", "equivalent"))
-        return glue.tokenise(name, raw, tokenizer, max_length)
+        return data.tasks.dataset(name, raw, tokenizer, max_length)
 
     monkeypatch.setattr(cofi, "load_task", load_task)
     monkeypatch.setattr(cofi, "speedup", functools.partial(cofi.speedup, length=16, seconds=0.0))
@@ -788,10 +788,10 @@ def test_bad_input(offline, folder, tmp_path, capsys, monkeypatch, case):
 @pytest.mark.parametrize("raw, words", [
     (lambda: make_raw(sentence2=None), "no column 'sentence2'"),
     (lambda: make_raw(n=0), "no rows"),
-    (lambda: make_raw(label=-1), "labels from -1 to -1")])
+    (lambda: make_raw(label=-1), "label -1 in 70 rows")])
 def test_bad_data(raw, words):
     with pytest.raises(BadInput, match=words):
-        glue.tokenise("mrpc", raw(), make_tokenizer(), 128)
+        data.tasks.dataset("mrpc", raw(), make_tokenizer(), 128)
 
 
 def test_hub_out_of_reach(monkeypatch):
@@ -947,7 +947,7 @@ def test_momentum_does_not_revive_what_was_pruned():
     """Every step of a run, and the last, has exactly the zeros of its masks."""
     data_ = data.load_task("toy", data.load_tokenizer(data.TOY), 64)
     cfg = dataclasses.replace(sparsebert.Settings.of("toy"), max_steps=30, end=0.5)
-    config = dataclasses.replace(cofi.Config(**data.read_config(data.TOY)), labels=data_.labels)
+    config = dataclasses.replace(cofi.Config(**data.read_config(data.TOY)), labels=data_.names)
     bert = cofi.load_bert(data.TOY, config)[0]
     masks, seen = sparsebert.open_masks(bert), []
 

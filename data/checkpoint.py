@@ -2,6 +2,7 @@
 import json
 import re
 
+import numpy as np
 import torch
 
 from .hub import BadInput, fetch
@@ -44,7 +45,7 @@ def read_config(model):
         cut = "attention_head_size" in c
         if not cut and (h < 1 or d % h):
             raise BadInput(f"{path}: hidden_size {d} is no multiple of num_attention_heads {h}")
-        names = c.get("id2label")
+        names = c.get("id2label") or {}
         return {
             "vocab": c["vocab_size"], "positions": c["max_position_embeddings"],
             "types": c.get("type_vocab_size", 2), "d": d,
@@ -53,19 +54,77 @@ def read_config(model):
             "ffn": c.get("ffn_per_layer", [c["intermediate_size"]] * L),
             "pooler": c.get("pooler_size", d), "dropout": c.get("hidden_dropout_prob", 0.1),
             "eps": c.get("layer_norm_eps", 1e-12), "task": c.get("finetuning_task") or "",
-            "labels": [names[str(i)] for i in range(len(names))] if names else None}
+            "labels": [names[str(i)] for i in range(len(names))] if len(names) > 1 else None}
     except KeyError as error:
         raise BadInput(f"{path}: no {error.args[0]} in it; want the config of a BERT") from error
 
 
+def read_model(model):
+    """A fine-tuned model: (keywords of its sizes, weights under our names). Raises BadInput.
+
+    Where config.json tells the sizes from before pruning, as with the models that CoFi's authors
+    released, they are read off the tensors; a sub-layer that is gone has left at most a LayerNorm.
+    """
+    path, tensors = fetch(model, "config.json"), load_tensors(model)
+    c, weights = read_config(model), renamed(tensors)
+    outputs = len(weights.get("classifier.weight", ()))
+    if not outputs:
+        raise BadInput(f"{model}: there is no classifier in it; want a fine-tuned model")
+    c["span"] = "qa_outputs.weight" in tensors
+    if c["span"] or outputs == 1:
+        c["labels"] = None
+    elif not c["labels"]:                       # the hub's libraries leave these names out
+        c["labels"] = [f"LABEL_{i}" for i in range(outputs)]
+    if "heads_per_layer" not in json.loads(path.read_text()):
+        now = sizes_of(weights, c)
+        for what in now:
+            if (np.array(now[what]) > np.array(c[what])).any():
+                raise BadInput(f"{path}: {what} {c[what]}, but the weights have {now[what]}; want "
+                               "the weights and the config of one model")
+        c |= now
+    gone = [f"layers.{i}.{part}.norm." for part, sizes in (("mha", "heads"), ("ffn", "ffn"))
+            for i, size in enumerate(c[sizes]) if not size] + ["pooler."] * c["span"]
+    return c, {name: w for name, w in weights.items() if not name.startswith(tuple(gone))}
+
+
+def sizes_of(weights, c):
+    """{"d", "heads", "ffn"} read off the weights; c: with the number of layers, and k."""
+    layers, d = range(len(c["heads"])), torch.empty(0, c["d"])
+    return {"d": weights.get("embeddings.word.weight", d).shape[1],
+            "heads": [len(weights.get(f"layers.{i}.mha.query.weight", ())) // c["k"]
+                      for i in layers],
+            "ffn": [len(weights.get(f"layers.{i}.ffn.up.weight", ())) for i in layers]}
+
+
 def load_tensors(model):
-    """{name: tensor} as they stand in pytorch_model.bin. Runs no code of the file."""
-    path = fetch(model, "pytorch_model.bin")
+    """{name: tensor} as they stand in pytorch_model.bin, or in model.safetensors if there is none.
+
+    Runs no code of the file. Raises BadInput.
+    """
+    path = fetch(model, "pytorch_model.bin", optional=True)
+    if path is None and (path := fetch(model, "model.safetensors", optional=True)) is None:
+        path = fetch(model, "pytorch_model.bin")    # which says what is missing
     try:
+        if path.suffix == ".safetensors":
+            return read_safetensors(path.read_bytes())
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated, no checkpoint, or carrying code
         raise BadInput(f"{path}: not a file of tensors alone ({type(error).__name__}); "
                        "download or save it again") from error
+
+
+def read_safetensors(data):
+    """{name: tensor} of a file's bytes: the header's length, 8 bytes; the header, JSON; numbers."""
+    kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header, tensors = json.loads(data[8:begin]), {}
+    for name, of in header.items():
+        if name != "__metadata__":
+            low, high = of["data_offsets"]
+            numbers = torch.frombuffer(bytearray(data[begin + low:begin + high]),
+                                       dtype=kinds[of["dtype"]])
+            tensors[name] = numbers.view(of["shape"])
+    return tensors
 
 
 def old_to_new(name):
@@ -76,11 +135,15 @@ def old_to_new(name):
 
 def read_weights(model):
     """Every tensor of a model under our names, in single precision; no pre-training heads."""
+    return renamed(load_tensors(model))
+
+
+def renamed(tensors):
     ours = {}
-    for name, tensor in load_tensors(model).items():
+    for name, tensor in tensors.items():
         name = re.sub(r"^bert\.", "", old_to_new(name))
         if not re.match(NOT_OURS, name):
-            for theirs, mine in NAMES:
+            for theirs, mine in [*NAMES, ("qa_outputs.", "classifier.")]:
                 name = name.replace(theirs, mine)
             ours[name] = tensor.float()
     return ours
@@ -111,8 +174,10 @@ def write_checkpoint(folder, config, weights, tokenizer):
         for theirs, mine in reversed(NAMES):
             name = name.replace(mine, theirs)
         prefix = "" if name.startswith(("classifier.", "cls.")) else "bert."
+        name = name.replace("classifier.", "qa_outputs.") if c["span"] else name
         theirs_of[prefix + name] = tensor.cpu().contiguous()
-    out = {"architectures": ["BertForSequenceClassification"], **MUST_BE,
+    kind = "QuestionAnswering" if c["span"] else "SequenceClassification"
+    out = {"architectures": [f"BertFor{kind}"], **MUST_BE,
            "finetuning_task": c["task"], "vocab_size": c["vocab"],
            "max_position_embeddings": c["positions"], "type_vocab_size": c["types"],
            "hidden_size": c["d"], "num_hidden_layers": len(c["heads"]),

@@ -1,4 +1,11 @@
-"""The scores of GLUE, in numpy: from predictions (n,) and labels (n,) to a float, at best 1."""
+"""The scores of GLUE, in numpy: from predictions (n,) and labels (n,) to a float, at best 1.
+
+Those of SQuAD: from texts and, for each, the texts that are accepted.
+"""
+import collections
+import re
+import string
+
 import numpy as np
 
 
@@ -52,4 +59,40 @@ def ranks(values):
     return (np.cumsum(count) - (count + 1) / 2)[group]
 
 
-METRICS = {f.__name__: f for f in (accuracy, f1, matthews, pearson, spearman)}
+def plain(text):
+    """Words of an answer as SQuAD compares them: no case, ASCII punctuation or article.
+
+    Example:
+    >>> plain("The U.S.A., a  nation")
+    ['usa', 'nation']
+    """
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def overlap(text, accepted):
+    """F1 of the words of two texts; if one has no words, 1 if neither has."""
+    a, b = plain(text), plain(accepted)
+    same = sum((collections.Counter(a) & collections.Counter(b)).values())
+    return 2 * same / (len(a) + len(b)) if a and b else float(a == b)
+
+
+def exact_match(texts, answers):
+    """The share of texts that equal one of their accepted texts; compared by words."""
+    return float(np.mean([any(plain(text) == plain(answer) for answer in accepted)
+                          for text, accepted in zip(texts, answers)]))
+
+
+def squad_f1(texts, answers):
+    """The overlap with the closest of the accepted texts, in the mean over the questions.
+
+    Example:
+    >>> squad_f1(["in the blue house"], [["a house", "blue house"]])    # in; blue, house of 3 and 2
+    0.8
+    """
+    return float(np.mean([max(overlap(text, answer) for answer in accepted)
+                          for text, accepted in zip(texts, answers)]))
+
+
+METRICS = {f.__name__: f for f in (accuracy, f1, matthews, pearson, spearman, exact_match,
+                                   squad_f1)}
