@@ -945,7 +945,7 @@ def report(r, picture):
     """Prints what came of a run. r: its result; picture: from draw()."""
     print(f"\n{picture}\n")
     for name, score in r["scores"].items():
-        print(f"{name:11}teacher {r['teacher_scores'][name]:.4f}   "
+        print(f"{name:12}teacher {r['teacher_scores'][name]:.4f}   "
               f"pruned {r['pruned_scores'][name]:.4f}   fine-tuned {score:.4f}")
     print(f"sparsity   {r['sparsity']:.5f}, asked for {r['target_sparsity']:g}")
     print(f"weights    encoder {r['dense_encoder_parameters']:,} -> {r['encoder_parameters']:,}   "
@@ -1171,9 +1171,9 @@ def export(folder):
     """--export: FOLDER/model.pt2, a program that runs with torch alone, at any batch and length."""
     bert = load_bert(folder)[0].eval()
     B, T = torch.export.Dim("B"), torch.export.Dim("T", max=bert.config.positions)
-    ids = torch.zeros(2, 8, dtype=torch.long)
-    program = torch.export.export(Program(bert), (ids, ids, ids == 0),
-                                  dynamic_shapes=[{0: B, 1: T}] * 3)
+    ids = torch.zeros(2, 8, dtype=torch.long)                       # one tensor twice would be
+    example = ids, ids.clone(), ids == 0                            # taken for one input
+    program = torch.export.export(Program(bert), example, dynamic_shapes=[{0: B, 1: T}] * 3)
     path = Path(folder) / "model.pt2"
     torch.export.save(program, path)
     print(f"{path}: ids, segments, real (B, T) -> logits; T up to {bert.config.positions}")

@@ -595,10 +595,10 @@ def run(cfg):
 def table(rows):
     """The comparison as text: dev scores (figure 4) and the fit of the training set (figure 5)."""
     names = list(rows[0]["scores"])
-    head = "".join(f"{name:>10}" for name in names)
+    head = "".join(f"{name:>12}" for name in names)
     lines = [f"sparsity  {'':28}{'weights':>12}{head}  of the training set"]
     for row in rows:
-        scores = "".join(f"{row['scores'][name]:10.4f}" for name in names)
+        scores = "".join(f"{row['scores'][name]:12.4f}" for name in names)
         lines.append(f"{row['sparsity']:<10g}{NAMES.get(row['strategy'], 'teacher'):28}"
                      f"{row['kept']:12,}{scores}{row['train']:12.4f}")
     return "\n".join(lines)

@@ -3,6 +3,7 @@
     python -m pytest -q                     all of it, offline, half a minute
     python -m pytest -q -k expected_size    one equation
 """
+import csv
 import dataclasses
 import doctest
 import functools
@@ -11,6 +12,8 @@ import json
 import math
 import pickle
 import re
+import subprocess
+import sys
 
 import datasets
 import numpy as np
@@ -533,7 +536,7 @@ def test_metrics_against_known_values():
     assert metrics.spearman([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(tied)
 
 
-@pytest.mark.parametrize("module", [cofi, sparsebert, metrics])
+@pytest.mark.parametrize("module", [cofi, sparsebert, metrics, data.squad])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 
@@ -805,6 +808,466 @@ def test_hub_out_of_reach(monkeypatch):
     with pytest.raises(BadInput, match="mrpc.*could not be had"):
         data.load_task("mrpc", make_tokenizer(), 128)
     assert "\n" not in str(error.value)
+
+
+# ---- data: every task, one's own, and SQuAD ------------------------------------------------------
+
+
+def test_tasks_are_those_of_the_papers():
+    """Metrics of the papers; the names of the files that GLUE's server asks for."""
+    want = {"toy": ["accuracy"], "cola": ["matthews"], "sst2": ["accuracy"],
+            "mrpc": ["accuracy", "f1"], "stsb": ["pearson", "spearman"], "qqp": ["accuracy", "f1"],
+            "mnli": ["accuracy"], "qnli": ["accuracy"], "rte": ["accuracy"],
+            "squad": ["squad_f1", "exact_match"], "own": ["accuracy"]}
+    assert {name: list(task.metrics) for name, task in data.TASKS.items()} == want
+    files = [file for task in data.TASKS.values() for file in task.tests.values()]
+    assert sorted(files) == sorted(["CoLA", "SST-2", "MRPC", "STS-B", "QQP", "MNLI-m", "MNLI-mm",
+                                    "QNLI", "RTE"])
+
+
+def test_settings_are_the_papers_by_size_of_the_task():
+    """The table of hyper-parameters: small sets, large sets, SQuAD."""
+    names = ("batch_size", "max_length", "lr", "matching", "prune_epochs", "finetune_epochs")
+    table = {"rte": (32, 128, 2e-5, "ordered", 100, 20), "mnli": (32, 128, 2e-5, "free", 20, 20),
+             "squad": (16, 384, 3e-5, "free", 20, 20)}
+    table |= dict.fromkeys(["mrpc", "cola", "stsb"], table["rte"])
+    table |= dict.fromkeys(["sst2", "qnli", "qqp"], table["mnli"])
+    for task, row in table.items():
+        cfg = cofi.Settings.of(task)
+        assert tuple(getattr(cfg, name) for name in names) == row, task
+        start, warmup = (4, 20) if row[3] == "ordered" else (1, 2)      # epochs
+        assert cfg.start * cfg.prune_epochs == pytest.approx(start)
+        assert cfg.warmup * cfg.prune_epochs == pytest.approx(warmup)
+
+
+def test_mnli_reports_matched_and_mismatched():
+    raw = {"train": make_raw(9)["train"], "validation_matched": make_raw(20)["train"],
+           "validation_mismatched": make_raw(40)["validation"]}
+    raw = {split: rows.rename_columns({"sentence1": "premise", "sentence2": "hypothesis"})
+           for split, rows in raw.items()}
+    mnli = data.tasks.dataset("mnli", raw, make_tokenizer(), 12)
+    logits = [np.array([1.0, 0.0])] * 40                            # says class 0 of all
+    right = [1 - np.mean(raw[split]["label"]) for split in raw if split != "train"]
+    assert mnli.dev.score(logits, mnli.metrics) == pytest.approx(
+        {"accuracy": np.mean(right), "matched": right[0], "mismatched": right[1]})
+
+
+@pytest.mark.parametrize("predicted, accepted, exact, f1", [
+    ("the cat", ["cat"], 1, 1),                                     # an article
+    ("A cat!", ["the cat."], 1, 1),                                 # punctuation, case
+    ("theatre", ["the atre"], 0, 0),                                # no article inside a word
+    ("U.S.", ["us"], 1, 1),                                         # a point joins, no space
+    ("twenty-one", ["twenty one"], 0, 0),                           # ... and so does a hyphen
+    ("big cat", ["cat", "small dog"], 0, 2 * 1 / (2 + 1)),          # the best of several answers
+    ("small dog", ["cat", "small  dog"], 1, 1),
+    ("cat cat", ["cat"], 0, 2 * 1 / (2 + 1)),                       # words count as often as said
+    ("Zürich", ["zürich"], 1, 1),                                   # unicode
+    ("Café", ["Cafe"], 0, 0),                                       # an accent is not dropped
+    ("“cat”", ["cat"], 0, 0),                                       # only ASCII punctuation is
+    ("", ["cat"], 0, 0),                                            # nothing found
+    ("the", ["a"], 1, 1),                                           # nothing left on either side
+    ("", ["the", "cat"], 1, 1)])
+def test_squad_metric(predicted, accepted, exact, f1):
+    """By hand, as the official script would score them."""
+    assert metrics.exact_match([predicted], [accepted]) == exact
+    assert metrics.squad_f1([predicted], [accepted]) == pytest.approx(f1)
+
+
+def make_squad(*rows):
+    """A dataset from (question, context, answer, number of the first character or None)."""
+    return datasets.Dataset.from_list([
+        {"question": question, "context": context, "answers": {
+            "text": [answer], "answer_start": [context.index(answer) if at is None else at]}}
+        for question, context, answer, at in rows])
+
+
+ALPHABET = " ".join("abcdefghijklmnopqrstuvwxyz")
+
+
+@pytest.mark.parametrize("answer, inside", [
+    ("a b", [0]),               # in the first window alone
+    ("e f", [0, 1]),            # in two of them
+    ("i j", [1, 2]),
+    ("z", [5]),                 # at the very end
+    ("g h i", [1]),             # cut by the end of the first window
+    ("a b c d e f g h i", [])]) # longer than any window
+def test_windows(answer, inside, monkeypatch):
+    """max_length 12, question 1: room for 8 tokens of the context, 4 on at a time."""
+    monkeypatch.setattr(data.squad, "STRIDE", 4)
+    raw = make_squad(("q", ALPHABET, answer, None), ("q", "a b", "b", None))
+    windows, tokenizer = data.squad.windows_from(raw, make_tokenizer(), 12), make_tokenizer()
+    assert windows.question.tolist() == [0, 0, 0, 0, 0, 0, 1]       # 26 letters, and a short one
+    seen = set()
+    for i in range(7):
+        ids = windows.ids[windows.start[i]:windows.start[i + 1]]
+        words = [tokenizer.id_to_token(int(x)) for x in ids]
+        assert words[:3] == ["[CLS]", "q", "[SEP]"] and words[-1] == "[SEP]" and len(ids) <= 12
+        assert windows.first[i] == 3
+        if i < 6:
+            assert " ".join(words[3:-1]) == ALPHABET[8 * i:8 * i + 15]
+            seen |= set(words[3:-1])
+            first, last = windows.label[i]
+            assert ((first, last) != (0, 0)) == (i in inside)
+            assert not first or " ".join(words[first:last + 1]) == answer
+    assert seen == set(ALPHABET.split())
+    assert windows.label[6].tolist() == [4, 4]
+
+
+def test_an_answer_from_windows(monkeypatch):
+    """The best start and end of all windows, in order, near each other, and of the context."""
+    monkeypatch.setattr(data.squad, "STRIDE", 4)
+    raw = make_squad(("q", ALPHABET.replace("j", "jé"), "jé k", None), ("q", "a b", "a b", None))
+    windows = data.squad.windows_from(raw, make_tokenizer(), 12)
+    logits = [np.zeros((2, 12)) for _ in range(7)]
+    logits[2][0, 4], logits[2][1, 5] = 5, 5                         # window 2 begins with i
+    logits[1][0, 0] = logits[1][1, 0] = 9                           # [CLS], the question and [SEP]
+    logits[3][0, 1] = logits[3][1, 11] = 9                          # are no answers
+    logits[4][0, 9], logits[4][1, 4] = 6, 6                         # the end before the start
+    logits[6] = np.zeros((2, 6))
+    logits[6][0, 4], logits[6][1, 3] = 1, 1
+    assert windows.predicted(logits)[0] == ("jé k", 10)
+    assert windows.predicted(logits)[1][0] == "a"                   # 1 for a alone, b alone, a b
+    assert windows.score(logits, ("exact_match", "squad_f1")) == pytest.approx(
+        {"exact_match": 0.5, "squad_f1": (1 + 0) / 2})              # a is an article: no word left
+    assert len(windows.head(3)) == 3
+    assert windows.head(3).score(logits[:3], ("exact_match",)) == {"exact_match": 1}
+
+
+SPAN = dataclasses.replace(TINY, labels=None, span=True)
+
+
+def test_span_head():
+    """Two choices among the tokens: no padding, from the last states; the losses are means."""
+    bert, batch = make_bert(SPAN), make_batch()
+    out, label = bert(**batch), torch.tensor([[1, 2], [0, 0], [2, 2], [1, 1], [0, 2]])
+    other = make_bert(SPAN)(**batch).logits
+    loss = kl = 0.0
+    for b in range(5):
+        n = int(batch["real"][b].sum())
+        for which in range(2):
+            logits = out.hidden[-1][b, :n] @ bert.classifier.weight[which]
+            logits = logits + bert.classifier.bias[which]
+            close(out.logits[b, which, :n], logits)
+            assert out.logits[b, which].softmax(-1)[n:].sum() == 0
+            loss -= torch.log_softmax(logits, 0)[label[b, which]] / 10
+            p, q = (x.div(2).softmax(0) for x in (other[b, which, :n], logits))
+            kl += sum(p[i] * (p[i] / q[i]).log() for i in range(n)) * 4 / 10
+    close(cofi.label_loss(out.logits, label), loss)
+    close(cofi.pred_loss(out.logits, other, 2.0), kl)
+    assert cofi.pred_loss(out.logits, out.logits, 2.0).abs() < 1e-6
+
+
+def test_cut_with_span_head():
+    bert, z, batch = make_bert(SPAN), make_masks(SPAN), make_batch()
+    small = cofi.cut(bert, z)
+    close(small(**batch).logits, bert(**batch, **z).logits)
+    assert not hasattr(small, "pooler")
+
+
+# ---- Models come in and go out -------------------------------------------------------------------
+
+THREE = dataclasses.replace(TINY, labels=["entailment", "neutral", "contradiction"], task="mnli")
+
+
+def test_labels_are_brought_into_order_by_name():
+    bert, batch = make_bert(THREE), make_batch()
+    before = bert(**batch).logits
+    cofi.fit_labels(bert, ["Contradiction", "entailment", "neutral"], False, "a model")
+    close(bert(**batch).logits, before[:, [2, 0, 1]])
+    assert bert.config.labels == ["Contradiction", "entailment", "neutral"]
+
+
+@pytest.mark.parametrize("config, names, span", [
+    (THREE, ["yes", "no", "maybe"], False), (THREE, ["entailment", "neutral"], False),
+    (THREE, None, False), (THREE, None, True), (SPAN, None, False), (SPAN, ["a", "b"], False),
+    (dataclasses.replace(TINY, labels=["LABEL_0", "LABEL_1"]), ["no", "yes"], False),
+    (dataclasses.replace(TINY, labels=None), ["no", "yes"], False)])
+def test_other_labels_are_refused(config, names, span):
+    with pytest.raises(BadInput, match="a model: its classes are .* id2label"):
+        cofi.fit_labels(make_bert(config), names, span, "a model")
+
+
+def authors_layout(folder, bert, z, span=False):
+    """A cut model as CoFi's authors release theirs: sizes from before, LayerNorms left behind."""
+    small, d = cofi.cut(bert, z), bert.config.d
+    data.write_checkpoint(folder, dataclasses.asdict(small.config), small.state_dict(),
+                          make_tokenizer())
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("attention_head_size", "heads_per_layer", "ffn_per_layer", "pooler_size"):
+        del config[name]
+    config |= {"hidden_size": d, "num_attention_heads": 4, "intermediate_size": 24}
+    (folder / "config.json").write_text(json.dumps(config))
+    left = {}
+    for i, (h, f) in enumerate(zip(small.config.heads, small.config.ffn)):
+        names = ["attention.output"] * (not h) + ["output"] * (not f)
+        left |= {f"bert.encoder.layer.{i}.{name}.LayerNorm.{kind}": torch.ones(d)
+                 for name in names for kind in ("weight", "bias")}
+    rewrite(folder, lambda w: w | left)
+    return small, left
+
+
+@pytest.mark.parametrize("config", [THREE, SPAN])
+def test_the_authors_layout(tmp_path, config):
+    bert, z, batch = make_bert(config), make_masks(config), make_batch()
+    z["z_mha"][1] = z["z_ffn"][2] = 0
+    z["z_hidn"][:3] = 0
+    small, left = authors_layout(tmp_path / "m", bert, z)
+    assert len(left) >= 4
+    loaded, _ = cofi.load_bert(tmp_path / "m")
+    assert (loaded.config.heads, loaded.config.ffn) == (small.config.heads, small.config.ffn)
+    assert loaded.config.d == small.config.d < 16
+    close(loaded.eval()(**batch).logits, small(**batch).logits)
+    rewrite(tmp_path / "m", lambda w: w | {"bert.embeddings.word_embeddings.weight":
+                                           torch.ones(100, 17)})
+    with pytest.raises(BadInput, match="d 16, but the weights have 17"):
+        cofi.load_bert(tmp_path / "m")
+
+
+def test_a_hub_model_without_label_names(tmp_path):
+    """What the hub's libraries leave out: names of the classes; the weights in safetensors."""
+    config = dataclasses.replace(TINY, labels=None)
+    bert = make_bert(dataclasses.replace(TINY, labels=["a", "b", "c"]))
+    data.write_checkpoint(tmp_path, dataclasses.asdict(config), bert.state_dict(), make_tokenizer())
+    weights = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    assert cofi.load_bert(tmp_path)[0].config.labels == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    header, numbers = {"__metadata__": {"format": "pt"}}, b""
+    for name, w in weights.items():
+        raw = w.numpy().tobytes()
+        header[name] = {"dtype": "F32", "shape": list(w.shape),
+                        "data_offsets": [len(numbers), len(numbers) + len(raw)]}
+        numbers += raw
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + numbers)
+    (tmp_path / "pytorch_model.bin").unlink()
+    again = cofi.load_bert(tmp_path)[0].state_dict()
+    assert all(torch.equal(w, again[name]) for name, w in bert.state_dict().items())
+    (tmp_path / "model.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(BadInput, match="not a file of tensors"):
+        cofi.load_bert(tmp_path)
+
+
+def write_own(folder, kind, n=70):
+    """One's own data: an identifier, a quote, a text that looks like a number, one that is none."""
+    folder.mkdir()
+    for split, rows in make_raw(n).items():
+        names = {0: "up", 1: "down"}
+        table = [{"id": i, "text": row["sentence1"], "other": row["sentence2"],
+                  "label": names[row["label"]]} for i, row in enumerate(rows)]
+        table[0] |= {"text": 'a "b', "other": "NA"}
+        table[1] |= {"text": "12"}
+        path = folder / f"{split}.{kind}"
+        if kind == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in table))
+        else:
+            sep, quote = {"tsv": ("\t", csv.QUOTE_NONE), "csv": (",", csv.QUOTE_MINIMAL)}[kind]
+            with path.open("w", newline="") as file:
+                out = csv.DictWriter(file, table[0], delimiter=sep, quoting=quote, quotechar='"',
+                                     escapechar=None if kind == "csv" else "\\")
+                if kind == "tsv":
+                    file.write("\t".join(table[0]) + "\n")
+                    file.writelines("\t".join(map(str, row.values())) + "\n" for row in table)
+                else:
+                    out.writeheader()
+                    out.writerows(table)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl"])
+def test_own_data(tmp_path, kind):
+    own = data.load_task("own", make_tokenizer(), 32, write_own(tmp_path / "d", kind))
+    raw, tokenizer = make_raw(), make_tokenizer()
+    assert (own.names, own.metrics, own.columns) == (["down", "up"], ("accuracy",),
+                                                     ("text", "other"))
+    assert own.dev.label.tolist() == [1 - x for x in raw["validation"]["label"]]
+    for i, pair in enumerate([('a "b', "NA"), ("12", raw["train"][1]["sentence2"])]):
+        ids = own.train.ids[own.train.start[i]:own.train.start[i + 1]]
+        assert ids.tolist() == tokenizer.encode(*pair).ids
+
+
+def test_own_data_with_numbers_for_labels(tmp_path):
+    for name, labels, names in [("value", ["0.5", "3.0", "2.0"], None),
+                                ("class", ["10", "9", "10"], ["9", "10"])]:
+        (tmp_path / name).mkdir()
+        for split in ("train", "validation"):
+            lines = [f"a b\t{label}\n" for label in labels]
+            (tmp_path / name / f"{split}.tsv").write_text("words\tlabel\n" + "".join(lines))
+        own = data.load_task("own", make_tokenizer(), 32, tmp_path / name)
+        assert own.names == names
+        assert own.metrics == (("accuracy",) if names else ("pearson", "spearman"))
+        assert own.train.label.tolist() == ([1, 0, 1] if names else [0.5, 3.0, 2.0])
+
+
+OWN = {
+    "no folder": ({}, "no such folder"),
+    "no validation": ({"validation.tsv": None}, "no validation.tsv"),
+    "twice": ({"train.csv": "x"}, "train.tsv and train.csv"),
+    "no label": ({"train.tsv": "a\tb\nx\ty\n"}, "no column 'label'"),
+    "no text": ({"train.tsv": "label\n1\n0\n", "validation.tsv": "label\n1\n"}, "text in 0"),
+    "three texts": ({"train.tsv": "a\tb\tc\tlabel\nx\ty\tz\t1\n"}, "text in 3"),
+    "one class": ({"train.tsv": "text\tother\tlabel\nx\ty\tup\n"}, "every label is 'up'"),
+    "another class": ({"validation.tsv": "text\tother\tlabel\nx\ty\tleft\n"}, "label 'left' in 1"),
+    "no rows": ({"validation.tsv": "text\tother\tlabel\n"}, "no data"),
+    "an empty file": ({"validation.tsv": ""}, "cannot be read"),
+    "a ragged file": ({"train.tsv": "text\tother\tlabel\nx\ty\tup\t1\t2\nx\n"}, "line 2: 5 columns"),
+    "another task too": (["--task", "rte"], "--task rte --data"),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_bad_own_data(folder, tmp_path, capsys, case):
+    change, words = OWN[case]
+    own = tmp_path / "d"
+    if change:
+        write_own(own, "tsv")
+    for name, text in change.items() if isinstance(change, dict) else ():
+        (own / name).unlink(missing_ok=True)
+        if text is not None:
+            (own / name).write_text(text)
+    flags = ["--data", str(own), "--model", str(folder), "--out", str(tmp_path / "out"),
+             *(change if isinstance(change, list) else ())]
+    assert cofi.main(flags) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error and "\n" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_are_kept_and_made_anew(tmp_path, monkeypatch):
+    """...when the data, the length or the tokenizer change, and only then."""
+    seen, encode = [], data.rows.encode
+
+    def counting(batch, numbers, columns, tokenizer):
+        seen.append(len(numbers))
+        return encode(batch, numbers, columns, tokenizer)
+
+    def load(max_length=32, tokenizer=make_tokenizer()):
+        seen.clear()
+        rows = data.load_task("own", tokenizer, max_length, tmp_path / "d").train
+        return rows, sum(seen)
+
+    monkeypatch.setattr(data.rows, "encode", counting)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    write_own(tmp_path / "d", "tsv")
+    first, n = load()
+    assert n == 70
+    again, n = load()
+    assert n == 0 and again.ids.tolist() == first.ids.tolist()
+    assert again.start.tolist() == first.start.tolist()
+    assert load(max_length=8)[1] == 70
+    other = make_tokenizer()
+    other.add_tokens(["aa"])
+    assert load(tokenizer=other)[1] == 70
+    assert load()[1] == 0
+    with (tmp_path / "d" / "train.tsv").open("a") as file:
+        file.write("71\ta a\tb b\tup\n")
+    assert load()[1] == 71
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(cofi, "speedup", functools.partial(cofi.speedup, length=16, seconds=0.0))
+
+
+def test_own_data_from_end_to_end(folder, tmp_path, capsys, quick):
+    """Trained, scored again, asked, exported: the program equals the model in a new process."""
+    own = write_own(tmp_path / "d", "jsonl")
+    flags = ["--model", str(folder), "--out", str(tmp_path / "out"), "--max_steps", "3"]
+    assert cofi.main(["--data", str(own), "--sparsity", "0.6", *flags]) == 0
+    run, = (tmp_path / "out").glob("own-0.6*")
+    assert "data=d" in run.name
+    score = json.loads((run / "result.json").read_text())["score"]
+    capsys.readouterr()
+    assert cofi.main(["--evaluate", str(run)]) == 0
+    assert f"{score:.4f}" in capsys.readouterr().out
+    assert cofi.main(["--predict", str(run), "a b", "c"]) == 0
+    assert {"up", "down"} <= set(capsys.readouterr().out.split())
+    assert cofi.main(["--submit", str(run)]) == 2
+    assert cofi.main(["--evaluate", str(run), "--task", "squad"]) == 2
+    assert cofi.main(["--export", str(run)]) == 0
+    batches_ = [make_batch(B, T) for B, T in ((1, 3), (5, 11), (3, 64))]
+    torch.save(batches_, tmp_path / "batches")
+    code = """if True:
+        import sys, torch
+        program = torch.export.load(sys.argv[1]).module()
+        torch.save([program(b["ids"], b["segments"], b["real"]) for b in torch.load(sys.argv[2])],
+                   sys.argv[3])
+        assert "cofi" not in sys.modules
+        """
+    subprocess.run([sys.executable, "-c", code, run / "model.pt2", tmp_path / "batches",
+                    tmp_path / "logits"], check=True, cwd=tmp_path)
+    bert = cofi.load_bert(run)[0].eval()
+    for batch, logits in zip(batches_, torch.load(tmp_path / "logits")):
+        close(logits, bert(**batch).logits)
+
+
+@pytest.fixture
+def squad(monkeypatch):
+    """A made-up SQuAD: the question is the letter before the answer. Nothing touches a network."""
+    rng = np.random.default_rng(0)
+
+    def rows(n):
+        made = []
+        for _ in range(n):
+            letters = rng.permutation(ALPHABET.split())
+            at = int(rng.integers(25))
+            made.append((letters[at], " ".join(letters), letters[at + 1], 2 * at + 2))
+        return make_squad(*made)
+
+    def load_task(name, tokenizer, max_length, folder=""):
+        assert name == "squad"
+        return data.tasks.dataset(name, {"train": rows(40), "validation": rows(8)}, tokenizer,
+                                  max_length)
+
+    monkeypatch.setattr(cofi, "load_task", load_task)
+    monkeypatch.setattr(sparsebert, "load_task", load_task)
+
+
+def test_squad_from_end_to_end(squad, folder, tmp_path, capsys, quick, monkeypatch):
+    flags = ["--task", "squad", "--model", str(folder), "--out", str(tmp_path / "out"),
+             "--max_steps", "4", "--max_length", "16"]
+    assert cofi.main([*flags, "--sparsity", "0.6"]) == 0
+    run, = (tmp_path / "out").glob("squad-0.6*")
+    assert "qa_outputs.weight" in torch.load(run / "pytorch_model.bin", weights_only=True)
+    result = json.loads((run / "result.json").read_text())
+    assert list(result["scores"]) == ["squad_f1", "exact_match"]
+    assert 0.6 <= result["sparsity"] <= 0.6 + 2 * 16 / 5376
+    capsys.readouterr()
+    assert cofi.main(["--evaluate", str(run)]) == 0
+    assert f"{result['score']:.4f}" in capsys.readouterr().out
+    assert cofi.main(["--predict", str(run), "a", ALPHABET]) == 0
+    assert capsys.readouterr().out.strip() in ALPHABET
+    assert cofi.main(["--export", str(run)]) == 0
+    assert cofi.main(["--predict", str(run), "a"]) == 2
+    monkeypatch.setattr(sparsebert, "speedup_csr", lambda bert: {"1 x 8": 1.0})
+    strategies = ["--strategy", "distil,small_dense", "--sparsity", "0.5"]
+    assert sparsebert.main([*flags, *strategies]) == 0
+
+
+def test_submission(offline, folder, tmp_path, capsys, monkeypatch):
+    """A line a row, in the order of the test set, entailment by name and other classes by number."""
+    for task, labels, words in (("rte", ("entailment", "not_entailment"), None),
+                                ("mrpc", ("not_equivalent", "equivalent"), ("0", "1")),
+                                ("stsb", None, None)):
+        def load_task(name, tokenizer, max_length, folder=""):
+            raw = make_raw(labels=labels)
+            hidden = make_raw(30, labels=labels, label=-1)["train"]
+            return data.tasks.dataset(name, raw | {"test": hidden}, tokenizer, max_length)
+
+        monkeypatch.setattr(cofi, "load_task", load_task)
+        assert cofi.main([*command(folder, tmp_path), "--task", task, "--max_steps", "1"]) == 0
+        run, = (tmp_path / "out").glob(f"{task}-*")
+        capsys.readouterr()
+        assert cofi.main(["--submit", str(run)]) == 0
+        path = run / {"rte": "RTE.tsv", "mrpc": "MRPC.tsv", "stsb": "STS-B.tsv"}[task]
+        assert str(path) in capsys.readouterr().out
+        lines = [line.split("\t") for line in path.read_text().splitlines()]
+        assert lines[0] == ["index", "prediction"]
+        assert [number for number, _ in lines[1:]] == [str(i) for i in range(30)]
+        if labels:
+            assert {text for _, text in lines[1:]} <= set(words or labels)
+        else:
+            assert all(0 <= float(text) <= 5 for _, text in lines[1:])
+        assert cofi.main(["--evaluate", str(run)]) == 0
+        assert "test" not in capsys.readouterr().out                # its labels are not known
 
 
 # ---- sparsebert.py -------------------------------------------------------------------------------

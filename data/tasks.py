@@ -141,24 +141,38 @@ def files_of(folder):
     return found
 
 
+def columns_of(path):
+    """The column names of a .tsv or .csv, and how it is written; every line as long as the first.
+
+    In a .tsv, quotes are characters like others.
+    """
+    how = {".tsv": ("\t", csv.QUOTE_NONE), ".csv": (",", csv.QUOTE_MINIMAL)}[path.suffix]
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = csv.reader(file, delimiter=how[0], quoting=how[1])
+        names = next(lines, [])
+        for line in lines:
+            if len(line) not in (0, len(names)):
+                raise BadInput(f"{path}, line {lines.line_num}: {len(line)} columns; want "
+                               f"{len(names)}, those of the first line")
+    return names, {"sep": how[0], "quoting": how[1], "keep_default_na": False}
+
+
 def read_folder(folder):
-    """{split: a datasets.Dataset} of one's own files. In .tsv, quotes are characters like others."""
+    """{split: a datasets.Dataset} of one's own files, checked line by line. Raises BadInput."""
     import datasets
     raw = {}
     for split, path in files_of(folder).items():
         how = {"data_files": {split: str(path)}, "split": split}
-        if path.suffix == ".jsonl":
-            how |= {"path": "json"}
-        else:
-            quoting = csv.QUOTE_NONE if path.suffix == ".tsv" else csv.QUOTE_MINIMAL
-            sep = "\t" if path.suffix == ".tsv" else ","
-            with path.open(newline="", encoding="utf-8") as file:
-                names = next(csv.reader(file, delimiter=sep, quoting=quoting), [])
-            how |= {"path": "csv", "sep": sep, "quoting": quoting, "keep_default_na": False,
-                    "features": datasets.Features({n: datasets.Value("string") for n in names})}
         try:
-            raw[split] = quietly(datasets.load_dataset, **how)
-        except Exception as error:  # of pandas, pyarrow, and others beneath
+            if path.suffix == ".jsonl":
+                raw[split] = quietly(datasets.load_dataset, "json", **how)
+            else:
+                names, form = columns_of(path)
+                kinds = datasets.Features({name: datasets.Value("string") for name in names})
+                raw[split] = quietly(datasets.load_dataset, "csv", features=kinds, **form, **how)
+        except BadInput:
+            raise
+        except Exception as error:  # of csv, pandas, pyarrow, and others beneath
             raise BadInput(f"{path}: cannot be read ({reason(error.__cause__ or error)}); want a "
                            "line of column names, then a row a line") from error
     return raw
