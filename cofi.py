@@ -31,7 +31,6 @@ and the symbols of the paper:
     lambda1, lambda2   the multipliers that bring s to t
     H_s, H_t           hidden states of student and teacher; m(i) the student layer matched to i
 """
-import argparse
 import hashlib
 import itertools
 import json
@@ -39,7 +38,7 @@ import math
 import re
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -50,9 +49,10 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from data import (TASKS, TOY, BadInput, batches, fetch, load_task, load_tokenizer, read_config,
-                  read_model, read_weights, rows_from_text, task_size, windows_from_text,
-                  write_checkpoint)
+from data import (TASKS, TOY, BadInput, batches, check_range, fetch, guarded, load_task,
+                  load_tokenizer, make_parser, read_config, read_model, read_weights,
+                  rows_from_text, setting, settings, task_size, windows_from_text,
+                  write_checkpoint, write_submission)
 
 # --------------------------------------------------------------------------------------------------
 # 1. BERT: post-norm Transformer layers, and where the masks multiply
@@ -607,11 +607,6 @@ def cut(bert, z):
 # --------------------------------------------------------------------------------------------------
 
 
-def setting(default, text, **allowed):
-    """A field of Settings: default, help, and what is allowed: between=(low, high), among=(...)."""
-    return field(default=default, metadata={"help": text, **allowed})
-
-
 @dataclass
 class Run:
     """What a run needs whatever the method: every field is a flag.
@@ -650,16 +645,7 @@ class Run:
 
     def check(self):
         """Raises BadInput for the first setting that is not allowed."""
-        for f in fields(self):
-            value, hint = getattr(self, f.name), ""
-            if "among" in f.metadata and value not in f.metadata["among"]:
-                raise BadInput(f"--{f.name} {value}: want one of {', '.join(f.metadata['among'])}")
-            low, high = f.metadata.get("between", (-math.inf, math.inf))
-            if "between" in f.metadata and not low <= value <= high:
-                if f.name == "sparsity" and low <= value / 100 <= high:
-                    hint = f"; did you mean {value / 100:g}?"
-                raise BadInput(f"--{f.name} {value:g}: want a number from {low:g} to {high:g}"
-                               f"{hint}")
+        check_range(self)
         if (self.task == "own") != bool(self.data):
             raise BadInput(f"--task {self.task} --data {self.data or 'not given'}: want --data "
                            "FOLDER alone, or another task without it")
@@ -1034,7 +1020,8 @@ def run(cfg):
         raise BadInput(f"--sparsity {cfg.sparsity:g} --masks {cfg.masks}: these masks alone reach "
                        f"only {reach:.3f}; want a lower sparsity, or more masks")
     data = load_task(cfg.task, tokenizer, min(cfg.max_length, config.positions), cfg.data)
-    config, metrics = replace(config, labels=data.names, span=data.span, task=cfg.task), data.metrics
+    config = replace(config, labels=data.names, span=data.span, task=cfg.task)
+    metrics = data.metrics
     names = {f.name for f in fields(cfg)} - {"task", "sparsity", "out", "device"}
     folder = folder_for(cfg, [cfg.task, f"{cfg.sparsity:g}"], names)
     student, notes = new_bert(cfg, config, device)
@@ -1107,7 +1094,7 @@ def finished(model, given, device):
 
 
 def evaluate_model(model, given, device):
-    """--evaluate: the dev scores of a model, and those of the test set where its labels are known."""
+    """--evaluate: the dev scores of a model, and the test scores where those labels are known."""
     bert, data = finished(model, given, device)
     for split, rows in ("dev", data.dev), ("test", data.test):
         for name, value in (evaluate(bert, rows, data.metrics) if rows else {}).items():
@@ -1115,24 +1102,16 @@ def evaluate_model(model, given, device):
 
 
 def submit(model, given, device):
-    """--submit: the answers to the test set of GLUE, in files as its server, which scores them,
-    takes them: a line a row, entailment by name, other classes by number.
-    """
+    """--submit: the answers to the test set of GLUE, in files for its server, which scores them."""
     bert, data = finished(model, given, device)
     if not data.task.tests:
         raise BadInput(f"--submit {model}: GLUE has no such task; want a model of one of "
                        f"{', '.join(name for name, task in TASKS.items() if task.tests)}")
     for split, file in data.task.tests.items():
         rows = data.rows(split)
-        predicted = rows.predicted(answers(bert, rows))
-        if not data.names:      # STS-B: a similarity from 0 to 5
-            texts = [f"{value:.3f}" for value in predicted.clip(0, 5)]
-        else:
-            texts = [data.names[i] if "entailment" in data.names else str(i) for i in predicted]
         path = Path(model if Path(model).is_dir() else ".") / f"{file}.tsv"
-        lines = (f"{i}\t{text}\n" for i, text in enumerate(texts))
-        path.write_text("index\tprediction\n" + "".join(lines))
-        print(f"{len(texts)} rows: {path}")
+        write_submission(path, rows.predicted(answers(bert, rows)), data.names)
+        print(f"{len(rows)} rows: {path}")
 
 
 def predict(model, words):
@@ -1179,46 +1158,6 @@ def export(folder):
     print(f"{path}: ids, segments, real (B, T) -> logits; T up to {bert.config.positions}")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise BadInput(f"{message}; python {self.prog} --help lists what there is")
-
-
-def make_parser(kind, doc):
-    """The command line of a kind of settings. doc: of the file, its first paragraph is shown."""
-    of_toy = ", ".join(f"{name} {value}" for name, value in kind.BY_SIZE["toy"].items())
-    parser = Parser(description=doc.split("\n\n")[0], allow_abbrev=False,
-                    epilog=f"The toy has other defaults: {of_toy}.")
-    for f in fields(kind):
-        usual = [f"default {f.default}"] if f.default not in (None, "") else []
-        choice = [" ".join(f.metadata["among"])] if "among" in f.metadata else []
-        text = f"{f.metadata['help']} [{'; '.join(choice + usual)}]".replace(" []", "")
-        type_ = {"action": argparse.BooleanOptionalAction} if f.type is bool else \
-            {"type": f.type, "metavar": f.type.__name__.upper()}
-        parser.add_argument(f"--{f.name}", help=text.replace("%", "%%"), **type_)
-    return parser
-
-
-def settings(kind, given):
-    """Settings of a kind from its flags, None where not given; checked. Raises BadInput."""
-    given = {name: value for name, value in given.items() if value is not None}
-    task = given.setdefault("task", "own" if given.get("data") else kind.task)
-    usual = kind.of(task, given.get("data", "")) if task in TASKS else kind.of(kind.task)
-    cfg = kind(**asdict(usual) | given)
-    cfg.check()
-    return cfg
-
-
-def guarded(name, job, arguments):
-    """Runs job(arguments). Returns the exit code: 0, or 2 for what the user can put right."""
-    try:
-        job(arguments)
-    except BadInput as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def job(arguments):
     """What the command line asks for."""
     parser = make_parser(Settings, __doc__)
@@ -1227,20 +1166,18 @@ def job(arguments):
             ("--predict", ("MODEL", "WORDS"), "MODEL SENTENCE [SENTENCE], MODEL QUESTION CONTEXT"),
             ("--submit", "MODEL", "write its answers to the test set for GLUE's server"),
             ("--export", "FOLDER", "write model.pt2, a program for torch alone")):
-        parser.add_argument(flag, metavar=words, help=what, nargs="+" if words[0] == "MODEL" else None)
-    given = vars(parser.parse_args(arguments))
-    asked = {name: given.pop(name) for name in ("evaluate", "predict", "submit", "export")}
+        parser.add_argument(flag, metavar=words, help=what, nargs="+" if len(words) == 2 else None)
+    given = {name: x for name, x in vars(parser.parse_args(arguments)).items() if x is not None}
+    asked = {name: given.pop(name, None) for name in ("evaluate", "predict", "submit", "export")}
     cfg = settings(Settings, given)
-    device = pick_device(cfg.device)
-    given = {name: value for name, value in given.items() if value is not None}
     if asked["predict"]:
         predict(asked["predict"][0], asked["predict"][1:])
     elif asked["export"]:
         export(asked["export"])
     elif asked["evaluate"]:
-        evaluate_model(asked["evaluate"], given, device)
+        evaluate_model(asked["evaluate"], given, pick_device(cfg.device))
     elif asked["submit"]:
-        submit(asked["submit"], given, device)
+        submit(asked["submit"], given, pick_device(cfg.device))
     else:
         run(cfg)
 

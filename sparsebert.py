@@ -45,8 +45,8 @@ from torch import nn
 from tqdm import tqdm
 
 import cofi
-from cofi import evaluate, has_bf16, label_loss, pred_loss, setting, to
-from data import BadInput, load_task, read_mlm_head
+from cofi import evaluate, has_bf16, label_loss, pred_loss, to
+from data import BadInput, guarded, load_task, make_parser, read_mlm_head, setting, settings
 
 # --------------------------------------------------------------------------------------------------
 # 1. Magnitude: which weights stay, and how many at which step
@@ -546,7 +546,8 @@ def run(cfg):
         if "small_dense" in cfg.strategy.split(","):
             small_sizes(config, sparsity)
     data = load_task(cfg.task, tokenizer, min(cfg.max_length, config.positions), cfg.data)
-    config, metrics = replace(config, labels=data.names, span=data.span, task=cfg.task), data.metrics
+    config = replace(config, labels=data.names, span=data.span, task=cfg.task)
+    metrics = data.metrics
     augmented = with_other_words(data, cfg, config, tokenizer, device) if cfg.augment else data
     names = {f.name for f in fields(cfg)} - {"task", "sparsity", "out", "device"}
     folder = cofi.folder_for(cfg, ["sparsebert", cfg.task, cfg.sparsity], names)
@@ -606,12 +607,12 @@ def table(rows):
 
 def job(arguments):
     """What the command line asks for."""
-    parser = cofi.make_parser(Settings, __doc__)
-    run(cofi.settings(Settings, vars(parser.parse_args(arguments))))
+    given = vars(make_parser(Settings, __doc__).parse_args(arguments))
+    run(settings(Settings, {name: x for name, x in given.items() if x is not None}))
 
 
 def main(arguments=None):
-    return cofi.guarded("sparsebert", job, arguments)
+    return guarded("sparsebert", job, arguments)
 
 
 if __name__ == "__main__":

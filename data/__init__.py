@@ -1,14 +1,17 @@
-"""Everything about data: which tasks there are, their tokens, their batches, their scores.
+"""Everything about data: which tasks there are, their tokens, their batches, their scores; models
+on disk and on the hub; flags.
 
 This package knows nothing of cofi.py; what cofi.py needs of it are the names below.
 """
 from .checkpoint import read_config, read_mlm_head, read_model, read_weights, write_checkpoint
+from .flags import check_range, guarded, make_parser, setting, settings
 from .hub import BadInput, fetch
 from .metrics import METRICS
 from .rows import Rows, batches, rows_from_text
 from .squad import windows_from_text
-from .tasks import TASKS, TOY, Dataset, load_task, load_tokenizer, task_size
+from .tasks import TASKS, TOY, Dataset, load_task, load_tokenizer, task_size, write_submission
 
-__all__ = ["TASKS", "TOY", "METRICS", "Dataset", "Rows", "BadInput", "batches", "fetch",
-           "load_task", "load_tokenizer", "read_config", "read_mlm_head", "read_model",
-           "read_weights", "rows_from_text", "task_size", "windows_from_text", "write_checkpoint"]
+__all__ = ["TASKS", "TOY", "METRICS", "BadInput", "Dataset", "Rows", "batches", "check_range",
+           "fetch", "guarded", "load_task", "load_tokenizer", "make_parser", "read_config",
+           "read_mlm_head", "read_model", "read_weights", "rows_from_text", "setting", "settings",
+           "task_size", "windows_from_text", "write_checkpoint", "write_submission"]

@@ -112,7 +112,8 @@ def load_tokenizer(model):
 
 
 def load_task(name, tokenizer, max_length, folder=""):
-    """A task by name, from a folder (the toy, one's own), the hub, or its cache. Raises BadInput."""
+    """A task by name: from a folder (the toy, one's own), the hub, or its cache. Raises BadInput.
+    """
     import datasets
     folder, task = TOY if name == "toy" else folder, TASKS[name]
     if folder:
@@ -133,11 +134,12 @@ def files_of(folder):
                        "validation.tsv, or .csv, or .jsonl")
     found = {}
     for split in ("train", "validation", "test"):
-        files = [p for kind in ("tsv", "csv", "jsonl") if (p := folder / f"{split}.{kind}").exists()]
+        files = [path for path in (folder / f"{split}.{kind}" for kind in ("tsv", "csv", "jsonl"))
+                 if path.exists()]
         if len(files) > 1 or (not files and split != "test"):
-            have = " and ".join(p.name for p in files) or f"no {split}.tsv, .csv or .jsonl"
+            have = " and ".join(path.name for path in files) or f"no {split}.tsv, .csv or .jsonl"
             raise BadInput(f"--data {folder}: {have}; want one of them")
-        found |= {split: p for p in files}
+        found |= {split: path for path in files}
     return found
 
 
@@ -262,3 +264,13 @@ def dataset(name, raw, tokenizer, max_length):
     metrics = task.metrics if names or name != "own" else ("pearson", "spearman")
     return Dataset(task, raw, columns, metrics, {s: x for s, x in labels.items() if x is not None},
                    names, tokenizer, max_length)
+
+
+def write_submission(path, predicted, names):
+    """A file for GLUE's server: a line a row; entailment by name, other classes by number."""
+    if names is None:           # STS-B: a similarity from 0 to 5
+        texts = [f"{value:.3f}" for value in predicted.clip(0, 5)]
+    else:
+        texts = [names[i] if "entailment" in names else str(i) for i in predicted]
+    lines = (f"{i}\t{text}\n" for i, text in enumerate(texts))
+    path.write_text("index\tprediction\n" + "".join(lines))
