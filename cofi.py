@@ -47,12 +47,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
-from data import (TASKS, TOY, BadInput, batches, check_range, fetch, guarded, load_task,
-                  load_tokenizer, make_parser, read_config, read_model, read_weights,
+from data import (TASKS, TOY, BadInput, Journal, batches, check_range, differing, fetch, guarded,
+                  load_task, load_tokenizer, make_parser, read_config, read_model, read_weights,
                   rows_from_text, setting, settings, task_size, windows_from_text,
-                  write_checkpoint, write_submission)
+                  write_checkpoint, write_json, write_submission, write_text)
 
 # --------------------------------------------------------------------------------------------------
 # 1. BERT: post-norm Transformer layers, and where the masks multiply
@@ -632,6 +631,9 @@ class Run:
                            "share", between=(0, 1024))
     max_steps: int = setting(0, "end every stage after so many steps, its schedule squeezed",
                              between=(0, 2**31))
+    save_every: float = setting(5.0, "minutes between two states of an unfinished run, from the "
+                                "last of which the same command goes on", between=(0, 1e6))
+    fresh: bool = setting(False, "start over, whatever there is of an earlier run")
 
     BY_SIZE = {       # of the task; ours
         "small": {"teacher_epochs": 5}, "large": {"teacher_epochs": 3},
@@ -746,10 +748,11 @@ def evaluate(bert, rows, metrics, z={}):
     return rows.score(answers(bert, rows, z), metrics)
 
 
-def stream(rows, batch_size, seed, total):
-    """`total` batches, epoch after epoch, each epoch in an order of its own."""
-    epochs = (batches(rows, batch_size, (seed, epoch)) for epoch in itertools.count())
-    return itertools.islice(itertools.chain.from_iterable(epochs), total)
+def stream(rows, batch_size, seed, total, done=0):
+    """Batches `done` to `total`, epoch after epoch, each epoch in an order of its own."""
+    first, skip = divmod(done, math.ceil(len(rows) / batch_size))
+    epochs = (batches(rows, batch_size, (seed, epoch)) for epoch in itertools.count(first))
+    return itertools.islice(itertools.chain.from_iterable(epochs), skip, skip + total - done)
 
 
 def objective(out, out_t, label, real, cfg, W_layer, is_open):
@@ -779,31 +782,52 @@ def plan(stage, n, cfg):
     return min(steps, cfg.max_steps or steps), lr
 
 
-def train(stage, bert, data, cfg, log, teacher=None, W_layer=None, masks=None):
+def optimizers(bert, W_layer, masks, cfg, total, lr):
+    """(weights, lambdas, descent, ascent): two players. log_alpha goes down the loss with the
+    weights, the multipliers go up it; without masks there are no multipliers.
+    """
+    weights = [p for part in (bert, W_layer) if part for p in part.parameters() if p.requires_grad]
+    groups, lambdas, ascent = [{"params": weights}], None, None
+    if masks:
+        pace = min(max(1, MASK_STEPS / total), MOST)
+        groups.append({"params": masks.parameters(), "lr": cfg.mask_lr * pace})
+        lambdas = nn.ParameterList([torch.tensor(0.0), torch.tensor(cfg.lambda2)])
+        lambdas = lambdas.to(bert.classifier.weight.device)
+        ascent = torch.optim.SGD(lambdas.parameters(), cfg.lambda_lr * pace, maximize=True)
+    return weights, lambdas, torch.optim.AdamW(groups, lr, weight_decay=0.0, fused=True), ascent
+
+
+def check_finite(stage, step, loss, norm, before):
+    """Raises BadInput if a loss or its gradient is no number. before: the losses one step ago."""
+    if not (loss + norm).isfinite():
+        raise BadInput(f"{stage}, step {step}: the loss is {loss.item():g}, its gradient's norm "
+                       f"{norm.item():g}, one step before L_pred and L_layer were {before}; the "
+                       "state that was saved last is kept; want a lower learning rate, or --no-bf16")
+
+
+def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=None):
     """One stage, in place: "teacher" on labels, "prune" with masks, "finetune" of the cut model.
 
-    data: a Dataset; log: called with a dict about ten times; teacher: a BERT in eval mode.
-    Returns the layer matching of the last batch, as a list, or None.
+    data: a Dataset; journal: called with a dict about ten times, and keeps the state, from which it
+    goes on if it was interrupted, with the same bits on a CPU; teacher: a BERT in eval mode.
+    Returns the layer matching of the last batch, as a list, or None, and the seconds it took.
     """
     device = bert.classifier.weight.device
     distil, bf16 = teacher and (cfg.pred_weight or cfg.layer_weight), cfg.bf16 and has_bf16(device)
     total, lr = plan(stage, len(data.train), cfg)
     torch.manual_seed(cfg.seed)
     bert.train().embeddings.requires_grad_(stage == "teacher")      # frozen in the authors' code
-    network = [p for part in (bert, W_layer) if part for p in part.parameters() if p.requires_grad]
-    groups = [{"params": network}]
-    if masks:       # two players: log_alpha with the weights, the multipliers against them
-        start, warmup = cfg.start * total, cfg.warmup * total       # in steps
-        pace = min(max(1, MASK_STEPS / total), MOST)
-        groups.append({"params": masks.parameters(), "lr": cfg.mask_lr * pace})
-        lambdas = torch.tensor([0.0, cfg.lambda2], device=device, requires_grad=True)
-        ascent = torch.optim.SGD([lambdas], cfg.lambda_lr * pace, maximize=True)
-    descent = torch.optim.AdamW(groups, lr, weight_decay=0.0, fused=True)
-    began, sums, every, m = time.perf_counter(), 0, max(1, total // 10), None
+    weights, lambdas, descent, ascent = optimizers(bert, W_layer, masks, cfg, total, lr)
+    things = {"bert": bert, "W_layer": W_layer, "masks": masks, "lambdas": lambdas,
+              "descent": descent}
+    things = {name: thing for name, thing in things.items() if thing is not None}
+    done, rest = journal.begin(stage, things)
+    began, sums = time.perf_counter() - rest.get("seconds", 0), rest.get("sums", 0)
+    every, matching, parts = max(1, total // 10), rest.get("matching"), torch.zeros(2)
+    start, warmup = (cfg.start * total, cfg.warmup * total) if masks else (0, 0)    # in steps
     still_there = open_layers(bert, {})
-    steps = stream(data.train, cfg.batch_size, cfg.seed, total)
-    steps = tqdm(steps, stage, total, leave=False, disable=None)
-    for step, (_, batch) in enumerate(steps, start=1):
+    batches_left = stream(data.train, cfg.batch_size, cfg.seed, total, done)
+    for step, (_, batch) in journal.steps(batches_left, stage, total, done):
         x, label = to(device, batch), batch["label"].to(device)
         z = masks.sample() if masks and step > start else {}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -811,7 +835,7 @@ def train(stage, bert, data, cfg, log, teacher=None, W_layer=None, masks=None):
                 out_t = teacher(**x) if distil else None
             out = bert(**x, **z)
             is_open = open_layers(bert, z) if z else still_there
-            loss, parts, m = objective(out, out_t, label, x["real"], cfg, W_layer, is_open)
+            loss, now, m = objective(out, out_t, label, x["real"], cfg, W_layer, is_open)
         if z:       # t rises linearly from 0; the pull on the masks is one more term of the loss
             sparsity = masks.sparsity()
             t = cfg.sparsity * min((step - start) / max(warmup, 1), 1)
@@ -819,23 +843,28 @@ def train(stage, bert, data, cfg, log, teacher=None, W_layer=None, masks=None):
         descent.param_groups[0]["lr"] = lr * (1 - (step - 1) / total)   # to 0; masks keep their own
         descent.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(network, 1.0)
+        norm, saving = nn.utils.clip_grad_norm_(weights, 1.0), step == total or journal.due()
+        if device.type == "cpu" or saving or step % 50 == 0:            # a GPU would have to wait
+            check_finite(stage, step, loss.detach(), norm, parts.tolist())
         descent.step()
         if z:       # descent has moved the weights and log_alpha down the loss; lambdas go up it
             ascent.step()
             ascent.zero_grad()
             masks.hold()
-        sums = sums + parts
-        if step % every == 0 or step == total:  # the only place that waits for the device
+        parts, sums = now, sums + now
+        if step % every == 0 or step == total:  # beside saving the only place that waits
             score = evaluate(bert, data.dev, data.metrics, decide(masks, t) if z else {})
             pred, layer = (sums / (step % every or every)).tolist()
-            pull = [sparsity.item(), t, *lambdas.tolist()] if z else []
-            log({"stage": stage, "step": step, "of": total, "L_pred": pred, "L_layer": layer,
-                 **dict(zip(("s", "t", "lambda1", "lambda2"), pull)),
-                 "score": score[data.metrics[0]], "m": None if m is None else m.tolist(),
-                 "seconds": time.perf_counter() - began})
-            sums = 0
-    return None if m is None else m.tolist()
+            pull = [sparsity.item(), t, *(x.item() for x in lambdas)] if z else []
+            matching, sums = None if m is None else m.tolist(), 0
+            journal({"stage": stage, "step": step, "of": total, "L_pred": pred, "L_layer": layer,
+                     **dict(zip(("s", "t", "lambda1", "lambda2"), pull)),
+                     "score": score[data.metrics[0]], "m": matching,
+                     "seconds": time.perf_counter() - began})
+        if saving:
+            journal.save(stage, step, things, sums=sums, matching=matching,
+                         seconds=time.perf_counter() - began)
+    return matching, time.perf_counter() - began
 
 
 # --------------------------------------------------------------------------------------------------
@@ -851,19 +880,8 @@ L_layer  mean since the last line;     lambda1  pull towards t                  
 stage       step   L_pred  L_layer       s       t   lambda1   lambda2   score  m"""
 
 
-class Log:
-    """Keeps each record of the training as a line of JSON, and prints it at a fixed width."""
-
-    def __init__(self, path):
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
-
-    def __call__(self, record):
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        tqdm.write(self.line(record).rstrip(), file=sys.stdout)
-        sys.stdout.flush()
+class Log(Journal):
+    """Keeps each record of the training, and prints it at a fixed width."""
 
     def line(self, record):
         line = "{stage:9}{step:7}{L_pred:9.4f}{L_layer:9.4f}".format(**record)
@@ -945,6 +963,7 @@ def report(r, picture):
 # 8. Main: one run from beginning to end
 # --------------------------------------------------------------------------------------------------
 
+ANY = {"out", "fresh", "save_every"}      # settings that change nothing about the result
 OF_TEACHER = ("task", "data", "model", "seed", "batch_size", "max_length", "teacher_epochs", "teacher_lr",
               "bf16", "max_steps")
 
@@ -953,7 +972,8 @@ def folder_for(cfg, first, names):
     """The folder of a run or teacher: cfg.out, `first`, then every setting that was changed."""
     usual = asdict(cfg.of(cfg.task, cfg.data)) | {"data": ""}
     changed = [f"{name}={Path(value).name if isinstance(value, str) else format(value, 'g')}"
-               for name, value in asdict(cfg).items() if name in names and value != usual[name]]
+               for name, value in asdict(cfg).items()
+               if name in names - ANY - {"task"} and value != usual[name]]
     name = re.sub(r"[^\w.,=-]", "_", "-".join(first + changed))
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]          # file systems allow 255 bytes
     return Path(cfg.out) / (name if len(name) <= 200 else f"{name[:190]}-{digest}")
@@ -962,7 +982,8 @@ def folder_for(cfg, first, names):
 def set_up(cfg):
     """What a run begins with: (device, Config of the model, tokenizer). Sets the threads."""
     torch.set_num_threads(cfg.threads or torch.get_num_threads())
-    config, tokenizer = Config(**read_config(cfg.model)), load_tokenizer(cfg.model)
+    config = Config(**read_config(cfg.model))
+    tokenizer = load_tokenizer(cfg.model, config.vocab)
     if len(set(config.heads)) > 1 or len(set(config.ffn)) > 1:
         raise BadInput(f"--model {cfg.model}: it is cut already; want the dense model it came from")
     return pick_device(cfg.device), config, tokenizer
@@ -988,28 +1009,47 @@ def get_teacher(cfg, config, data, tokenizer, device):
             raise BadInput(f"--teacher {cfg.teacher}: {teacher.config.vocab} words; want the "
                            f"{config.vocab} of {cfg.model}, with the same numbers")
         return teacher, evaluate(teacher, data.dev, data.metrics), 0.0
-    folder = folder_for(cfg, ["teacher", cfg.task], set(OF_TEACHER) - {"task"})
-    if (folder / "result.json").is_file():
-        before = json.loads((folder / "result.json").read_text())
-        if before["settings"] == key:
-            print(f"teacher   trained before: {folder}")
-            return load_bert(folder)[0].to(device).eval(), before["scores"], before["seconds"]
+    folder, key["tokens"] = folder_for(cfg, ["teacher", cfg.task], set(OF_TEACHER)), data.digest
+    if before := finished_before(folder, key, fresh=False):
+        print(f"teacher   trained before: {folder}")
+        return load_bert(folder)[0].to(device).eval(), before["scores"], before["seconds"]
+    journal = Log(folder, key, cfg.save_every)
     teacher, _ = new_bert(cfg, config, device)
-    began = time.perf_counter()
-    train("teacher", teacher, data, cfg, Log(folder / "log.jsonl"))
-    scores, seconds = evaluate(teacher, data.dev, data.metrics), time.perf_counter() - began
+    _, seconds = train("teacher", teacher, data, cfg, journal)
+    scores = evaluate(teacher, data.dev, data.metrics)
     save(folder, teacher, tokenizer, {"settings": key, "scores": scores, "seconds": seconds})
+    journal.done()
     return teacher.eval(), scores, seconds
+
+
+def what_counts(cfg, data):
+    """What two runs must have in common so that one can go on where the other was."""
+    return {name: x for name, x in asdict(cfg).items() if name not in ANY} | {"tokens": data.digest}
+
+
+def finished_before(folder, settings, fresh):
+    """The result in a folder, or None if there is none yet, or if it should be fresh.
+
+    Raises BadInput if it is one of other settings: nobody's work is overwritten unasked.
+    """
+    path = folder / "result.json"
+    if fresh or not path.is_file():
+        return None
+    before = json.loads(path.read_text())
+    if other := differing(before["settings"], settings):
+        raise BadInput(f"{folder}: a run with {other} is there already; want another --out, or "
+                       "--fresh to do it over")
+    return before
 
 
 def save(folder, bert, tokenizer, result):
     """Writes a model and what is known of it; result.json last, as the sign that all is there."""
     write_checkpoint(folder, asdict(bert.config), bert.state_dict(), tokenizer)
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(folder / "result.json", result)
 
 
 def run(cfg):
-    """One run, from teacher to report. Returns the folder it leaves."""
+    """One run, from teacher to report; what was done before is not done again."""
     torch.manual_seed(cfg.seed)
     device, config, tokenizer = set_up(cfg)
     masks = Masks(config, [f"z_{name}" for name in cfg.masks.split(",")])
@@ -1022,26 +1062,27 @@ def run(cfg):
     data = load_task(cfg.task, tokenizer, min(cfg.max_length, config.positions), cfg.data)
     config = replace(config, labels=data.names, span=data.span, task=cfg.task)
     metrics = data.metrics
-    names = {f.name for f in fields(cfg)} - {"task", "sparsity", "out", "device"}
+    names = {f.name for f in fields(cfg)} - {"sparsity", "device"}
     folder = folder_for(cfg, [cfg.task, f"{cfg.sparsity:g}"], names)
+    same = what_counts(cfg, data)
+    if before := finished_before(folder, same, cfg.fresh):
+        print(f"run        {folder}, finished before; --fresh does it over")
+        return report(before, (folder / "network.txt").read_text().rstrip())
     student, notes = new_bert(cfg, config, device)
     notes = [f"note       {note}" for note in notes]
     print("\n".join([f"run        {folder}", *notes, "", LEGEND]))
     teacher, teacher_scores, seconds = get_teacher(cfg, config, data, tokenizer, device)
+    journal = Log(folder, same, cfg.save_every, cfg.fresh)
     masks = masks.to(device)
     W_layer = nn.Linear(config.d, teacher.config.d, bias=False, device=device)
     nn.init.eye_(W_layer.weight)
-    (folder / "result.json").unlink(missing_ok=True)
-    log, times = Log(folder / "log.jsonl"), [time.perf_counter()]
 
-    m = train("prune", student, data, cfg, log, teacher, W_layer, masks)
+    m, prune_seconds = train("prune", student, data, cfg, journal, teacher, W_layer, masks)
     z = decide(masks, cfg.sparsity)
     pruned_scores, small = evaluate(student, data.dev, metrics, z), cut(student, z)
     W_layer.weight = nn.Parameter(W_layer.weight.detach()[:, z["z_hidn"] > 0])
-    times.append(time.perf_counter())
-    train("finetune", small, data, cfg, log, teacher, W_layer)
+    _, finetune_seconds = train("finetune", small, data, cfg, journal, teacher, W_layer)
     scores = evaluate(small, data.dev, metrics)
-    times.append(time.perf_counter())
 
     left, dense = encoder_parameters(small), encoder_parameters(student)
     in_all = [sum(p.numel() for p in bert.parameters()) for bert in (small, student)]
@@ -1053,14 +1094,14 @@ def run(cfg):
         "target_sparsity": cfg.sparsity, "sparsity": 1 - left / dense, "encoder_parameters": left,
         "dense_encoder_parameters": dense, "total_parameters": in_all[0],
         "dense_total_parameters": in_all[1], "speedup": speedup(student, small),
-        "seconds": dict(zip(("teacher", "prune", "finetune"), (seconds, *np.diff(times)))),
-        "settings": asdict(cfg), "device": device_name(device),
+        "seconds": {"teacher": seconds, "prune": prune_seconds, "finetune": finetune_seconds},
+        "settings": same, "device": device_name(device),
         "versions": {name: version(name) for name in ("torch", "numpy", "datasets", "tokenizers")}}
-    save(folder, small, tokenizer, result)
     picture = draw(config, z, teacher_layers(len(teacher.config.heads)), m)
-    (folder / "network.txt").write_text(picture + "\n")
+    write_text(folder / "network.txt", picture + "\n")
+    save(folder, small, tokenizer, result)
+    journal.done()
     report(result, picture)
-    return folder
 
 
 def pick_device(name):
@@ -1087,7 +1128,7 @@ def finished(model, given, device):
     if known["task"] not in TASKS:
         raise BadInput(f"{model}: config.json names no task; want --task")
     usual = Run.of(known["task"], known.get("data", ""))
-    data = load_task(known["task"], load_tokenizer(model), min(
+    data = load_task(known["task"], load_tokenizer(model, bert.config.vocab), min(
         known.get("max_length", usual.max_length), bert.config.positions), usual.data)
     fit_labels(bert, data.names, data.span, model)
     return bert, data

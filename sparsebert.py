@@ -42,11 +42,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 import cofi
-from cofi import evaluate, has_bf16, label_loss, pred_loss, to
-from data import BadInput, guarded, load_task, make_parser, read_mlm_head, setting, settings
+from cofi import check_finite, evaluate, finished_before, has_bf16, label_loss, pred_loss, to
+from data import (BadInput, guarded, load_task, make_parser, read_mlm_head, setting, settings,
+                  write, write_json)
 
 # --------------------------------------------------------------------------------------------------
 # 1. Magnitude: which weights stay, and how many at which step
@@ -316,12 +316,12 @@ class Settings(cofi.Run):
                 raise BadInput(f"--strategy {name}: want some of {', '.join(STRATEGIES)}")
 
 
-def train(strategy, bert, data, cfg, log, masks, sparsity, teacher=None, heads=None, extra=0):
+def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, heads=None, extra=0):
     """Prunes and trains in place; masks are changed, too.
 
-    data: a Dataset; log: called about five times with a dict; teacher: a BERT in eval mode for what
-    is distilled, else the labels teach; heads: for distillation(); extra: steps beyond the plan.
-    Returns the last dev scores.
+    data: a Dataset; journal: called about five times with a dict, and keeps the state, as in
+    cofi.py; teacher: a BERT in eval mode for what is distilled, else the labels teach; heads: for
+    distillation(); extra: steps beyond the plan. Returns the last dev scores, and the seconds.
     """
     device = bert.classifier.weight.device
     bf16 = cfg.bf16 and has_bf16(device)
@@ -335,37 +335,47 @@ def train(strategy, bert, data, cfg, log, masks, sparsity, teacher=None, heads=N
     torch.manual_seed(cfg.seed)
     bert.train()
     optimizer = torch.optim.AdamW(bert.parameters(), lr, weight_decay=cfg.weight_decay, fused=True)
-    sums, every = 0, max(1, total // 5)
-    steps = cofi.stream(data.train, cfg.batch_size, cfg.seed, total)
-    for step, (_, batch) in enumerate(tqdm(steps, strategy, total, leave=False, disable=None), 1):
+    stage, things = f"{strategy}-{sparsity:g}", {"bert": bert, "optimizer": optimizer}
+    done, rest = journal.begin(stage, things)
+    masks.update({name: mask.to(device) for name, mask in rest.get("masks", {}).items()})
+    s, scores, sums = rest.get("s", s), rest.get("scores"), rest.get("sums", 0)
+    began, every = time.perf_counter() - rest.get("seconds", 0), max(1, total // 5)
+    parts = torch.zeros(3)
+    batches_left = cofi.stream(data.train, cfg.batch_size, cfg.seed, total, done)
+    for step, (_, batch) in journal.steps(batches_left, stage, total, done):
         x, label = to(device, batch), batch["label"].to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             out = bert(**x)
             if teacher:
                 with torch.no_grad():
                     out_t = teacher(**x)
-                parts = distillation(bert, out, teacher, out_t, x | {"label": label}, heads,
-                                     labels=not cfg.pred_weight)
+                now = distillation(bert, out, teacher, out_t, x | {"label": label}, heads,
+                                   labels=not cfg.pred_weight)
             else:
-                parts = F.pad(label_loss(out.logits.float(), label)[None], (2, 0))  # (0, 0, loss)
+                now = F.pad(label_loss(out.logits.float(), label)[None], (2, 0))    # (0, 0, loss)
         optimizer.param_groups[0]["lr"] = lr * (1 - (step - 1) / total if cfg.decay else 1)
         optimizer.zero_grad()
-        (parts @ weight).backward()
-        nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
+        (now @ weight).backward()
+        norm, saving = nn.utils.clip_grad_norm_(bert.parameters(), 1.0), journal.due()
+        if device.type == "cpu" or saving or step % 50 == 0:            # a GPU would have to wait
+            check_finite(stage, step, (now @ weight).detach(), norm, parts.tolist())
         optimizer.step()
         if step in due:
             s = due[step]
             prune(bert, masks, s, cfg.block)
         else:       # after every step: momentum revives what was pruned
             put_zeros(bert, masks)
-        sums = sums + parts.detach()
-        if step % every == 0 or step == total:  # the only place that waits for the device
+        parts, sums = now.detach(), sums + now.detach()
+        if step % every == 0 or step == total:  # beside saving the only place that waits
             losses = (sums / (step % every or every)).tolist()
             scores = evaluate(bert, data.dev, data.metrics)
-            log({"strategy": strategy, "target": sparsity, "step": step, "of": total,
-                 **dict(zip(("L_hidden", "L_att", "L_pred"), losses)), "s": s, "scores": scores})
+            journal({"strategy": strategy, "target": sparsity, "step": step, "of": total,
+                     **dict(zip(("L_hidden", "L_att", "L_pred"), losses)), "s": s, "scores": scores})
             sums = 0
-    return scores
+        if saving or step == total:
+            journal.save(stage, step, things, masks=masks, s=s, sums=sums, scores=scores,
+                         seconds=time.perf_counter() - began)
+    return scores, time.perf_counter() - began
 
 
 # --------------------------------------------------------------------------------------------------
@@ -402,7 +412,7 @@ def save_sparse(path, bert):
             dense += w.nbytes
         else:
             out[name] = w
-    torch.save(out, path)
+    write(path, lambda file: torch.save(out, file))
     return size, dense
 
 
@@ -539,7 +549,7 @@ def with_other_words(data, cfg, config, tokenizer, device):
 
 
 def run(cfg):
-    """The comparison: every strategy at every sparsity. Returns the folder it leaves."""
+    """The comparison: every strategy at every sparsity; what was done before is not done again."""
     device, config, tokenizer = cofi.set_up(cfg)
     for sparsity in cfg.sparsities():       # what cannot be done is better said before the training
         check_sizes(config, sparsity, cfg.block)
@@ -547,50 +557,69 @@ def run(cfg):
             small_sizes(config, sparsity)
     data = load_task(cfg.task, tokenizer, min(cfg.max_length, config.positions), cfg.data)
     config = replace(config, labels=data.names, span=data.span, task=cfg.task)
-    metrics = data.metrics
-    augmented = with_other_words(data, cfg, config, tokenizer, device) if cfg.augment else data
-    names = {f.name for f in fields(cfg)} - {"task", "sparsity", "out", "device"}
-    folder = cofi.folder_for(cfg, ["sparsebert", cfg.task, cfg.sparsity], names)
+    folder = cofi.folder_for(cfg, ["sparsebert", cfg.task, cfg.sparsity],
+                             {f.name for f in fields(cfg)} - {"sparsity", "device"})
+    same = cofi.what_counts(cfg, data)
+    if before := finished_before(folder, same, cfg.fresh):
+        print(f"run        {folder}, finished before; --fresh does it over")
+        return print("\n" + table(before["rows"]))
     notes = [f"note       {note}" for note in cofi.new_bert(cfg, config, device)[1]]
     print("\n".join([f"run        {folder}", *notes, "", cofi.LEGEND.splitlines()[-1]]))
     teacher, scores, _ = cofi.get_teacher(cfg, config, data, tokenizer, device)
+    journal = Log(folder, same, cfg.save_every, cfg.fresh)
     for name in ("d", "k", "heads", "ffn"):
         if getattr(teacher.config, name) != getattr(config, name):
             raise BadInput(f"--teacher {cfg.teacher}: its {name} is not that of {cfg.model}; want "
                            "two models of one shape")
-    of_teacher, _ = cofi.plan("teacher", len(data.train), cfg)
-
-    def result(strategy, sparsity, bert, scores):
-        train_score = evaluate(bert, data.train.head(1000), metrics)[metrics[0]]
-        return {"strategy": strategy, "sparsity": sparsity, "scores": scores, "train": train_score,
-                "kept": books(bert)["matrices"][1]}
-
     print(f"\n{LEGEND}")
-    log, rows, sparse = Log(folder / "log.jsonl"), [result("teacher", 0, teacher, scores)], None
-    (folder / "result.json").unlink(missing_ok=True)
+    augmented = with_other_words(data, cfg, config, tokenizer, device) if cfg.augment else data
+    rows = [row_of("teacher", 0, teacher, scores, data)]
     for sparsity in cfg.sparsities():
         for strategy in cfg.strategy.split(","):
-            began = time.perf_counter()
-            bert, masks, heads = begin(strategy, cfg, config, teacher, sparsity)
-            # the others have the steps of their teacher behind them; prune_first has no teacher
-            scores = train(strategy, bert, augmented, cfg, log, masks, sparsity,
-                           teacher=teacher if strategy in ("distil", "small_dense") else None,
-                           heads=heads, extra=of_teacher if strategy == "prune_first" else 0)
-            check_zeros(bert, masks, sparsity, cfg.block)
-            rows.append(result(strategy, sparsity, bert, scores))
-            rows[-1]["seconds"] = time.perf_counter() - began
-            cofi.save(folder / f"{strategy}-{sparsity:g}", bert, tokenizer,
-                      rows[-1] | {"settings": asdict(cfg)})
-            sparse = (f"{strategy}-{sparsity:g}", bert) if masks else sparse
+            rows.append(one_of(strategy, sparsity, cfg, config, teacher, augmented, data, tokenizer,
+                               journal))
     print("\n" + table(rows))
-    everything = {"rows": rows, "settings": asdict(cfg), "device": cofi.device_name(device)}
-    if sparse:
-        bytes_ = save_sparse(folder / sparse[0] / "sparse.bin", sparse[1])
-        ratio = speedup_csr(sparse[1])
-        everything |= {"sparse": sparse[0], "bytes": bytes_, "speedup": ratio}
-        report_gain(*sparse, bytes_, ratio, device)
-    (folder / "result.json").write_text(json.dumps(everything, indent=2) + "\n")
-    return folder
+    result = {"rows": rows, "settings": same, "device": cofi.device_name(device)}
+    result |= gain(folder, rows, device)
+    write_json(folder / "result.json", result)
+    journal.done()
+
+
+def row_of(strategy, sparsity, bert, scores, data):
+    """A row of the table: the dev scores, and the first of them on rows of the training set."""
+    of_train = evaluate(bert, data.train.head(1000), data.metrics)[data.metrics[0]]
+    return {"strategy": strategy, "sparsity": sparsity, "scores": scores, "train": of_train,
+            "kept": books(bert)["matrices"][1]}
+
+
+def one_of(strategy, sparsity, cfg, config, teacher, augmented, data, tokenizer, journal):
+    """One strategy at one sparsity, trained and saved, unless it was before: its row."""
+    folder, same = journal.folder / f"{strategy}-{sparsity:g}", journal.settings
+    if before := finished_before(folder, same, fresh=False):
+        return {name: x for name, x in before.items() if name != "settings"}
+    bert, masks, heads = begin(strategy, cfg, config, teacher, sparsity)
+    # the others have the steps of their teacher behind them; prune_first has no teacher
+    extra = cofi.plan("teacher", len(data.train), cfg)[0] if strategy == "prune_first" else 0
+    guide = teacher if strategy in ("distil", "small_dense") else None
+    scores, seconds = train(strategy, bert, augmented, cfg, journal, masks, sparsity, guide, heads,
+                            extra)
+    check_zeros(bert, masks, sparsity, cfg.block)
+    row = row_of(strategy, sparsity, bert, scores, data) | {"seconds": seconds}
+    cofi.save(folder, bert, tokenizer, row | {"settings": same})
+    return row
+
+
+def gain(folder, rows, device):
+    """What the zeros of the last sparse model buy: measured, printed, and returned."""
+    sparse = [row for row in rows if row["strategy"] not in ("teacher", "small_dense")]
+    if not sparse:
+        return {}
+    name = f"{sparse[-1]['strategy']}-{sparse[-1]['sparsity']:g}"
+    bert = cofi.load_bert(folder / name)[0].eval()
+    file_sizes = save_sparse(folder / name / "sparse.bin", bert)
+    ratio = speedup_csr(bert)
+    report_gain(name, bert, file_sizes, ratio, device)
+    return {"sparse": name, "bytes": file_sizes, "speedup": ratio}
 
 
 def table(rows):

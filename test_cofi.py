@@ -10,10 +10,14 @@ import functools
 import itertools
 import json
 import math
+import os
 import pickle
 import re
+import resource
+import signal
 import subprocess
 import sys
+import time
 
 import datasets
 import numpy as np
@@ -696,7 +700,7 @@ def test_same_seed_same_bits(offline, folder, tmp_path, capsys):
     """...also when the teacher of an earlier run is used again."""
     weights = []
     for out in ("one", "two", "two"):
-        assert cofi.main([*command(folder, tmp_path), "--out", str(tmp_path / out)]) == 0
+        assert cofi.main([*command(folder, tmp_path), "--out", str(tmp_path / out), "--fresh"]) == 0
         run, = (tmp_path / out).glob("mrpc-*")
         weights.append(torch.load(run / "pytorch_model.bin", weights_only=True))
     assert "trained before" in capsys.readouterr().out
@@ -770,6 +774,22 @@ BAD = {
     "a model that is cut already": ([], lambda f: (f / "config.json").write_text(json.dumps(
         json.loads((f / "config.json").read_text()) | {"heads_per_layer": [4, 0, 4]})),
         "cut already"),
+    "heads that do not divide": ([], lambda f: (f / "config.json").write_text(json.dumps(
+        {"hidden_size": 16, "num_attention_heads": 3, "num_hidden_layers": 3})),
+        "no multiple of num_attention_heads"),
+    "more words than embeddings": ([], lambda f: (f / "tokenizer.json").write_text(
+        json.dumps(json.loads((f / "tokenizer.json").read_text()) | {"added_tokens": [
+            {"id": 500 + i, "content": f"w{i}", "single_word": False, "lstrip": False,
+             "rstrip": False, "normalized": False, "special": False} for i in range(80)]})),
+        "words, its embeddings 100"),
+    "another tokenizer's file": ([], lambda f: (f / "tokenizer.json").write_text("{}"),
+                                 "tokenizer.json"),
+    "own without data": (["--task", "own"], None, "--data"),
+    "no such data": (["--task", "own", "--data", "nowhere"], None, "no such folder"),
+    "export nothing": (["--export", "nothing"], None, "nothing: neither a folder"),
+    "submit nothing": (["--submit", "nothing"], None, "nothing: neither a folder"),
+    "a path for a name": (["--model", "../../etc/passwd"], None, "neither a folder"),
+    "teacher nothing": (["--teacher", "no/such/teacher"], None, "neither a folder"),
     "evaluate nothing": (["--evaluate", "nothing"], None, "nothing: neither a folder"),
     "predict nothing": (["--predict", "nothing", "a"], None, "nothing: neither a folder"),
 }
@@ -786,6 +806,41 @@ def test_bad_input(offline, folder, tmp_path, capsys, monkeypatch, case):
     error = capsys.readouterr().err.strip()
     assert words in error and "\n" not in error and error.startswith("cofi: ")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", [cofi.Settings, sparsebert.Settings])
+def test_every_setting_out_of_its_range(kind, capsys):
+    """Too low, too high, no number, not among what there is: one line that names the flag."""
+    main = cofi.main if kind is cofi.Settings else sparsebert.main
+    tried = 0
+    for f in dataclasses.fields(kind):
+        low, high = f.metadata.get("between", (None, None))
+        bad = [] if low is None else [low - 1, high * 2 + 1, "x", "nan"]
+        for value in [*bad, *["nonsense"] * ("among" in f.metadata)]:
+            assert main([f"--{f.name}={value}"]) == 2, (f.name, value)
+            error = capsys.readouterr().err.strip()
+            assert f"--{f.name}" in error and "\n" not in error, error
+            tried += 1
+    assert tried > 50
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_out_that_cannot_be_written(offline, folder, tmp_path, capsys, out):
+    (tmp_path / "file").write_text("mine")
+    assert cofi.main([*command(folder, tmp_path), "--out", str(tmp_path / out)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "cannot be written" in error and "\n" not in error
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_rows_of_no_word_and_of_ten_thousand(folder, tmp_path, quick):
+    own = write_own(tmp_path / "d", "tsv")
+    with (own / "train.tsv").open("a") as file:
+        file.write(f"71\t\t\tup\n72\t{'a ' * 10_000}\t\tdown\n")
+    flags = ["--data", str(own), "--model", str(folder), "--out", str(tmp_path / "out")]
+    assert cofi.main([*flags, "--max_steps", "4"]) == 0
+    rows = data.load_task("own", make_tokenizer(), 16, own).train
+    assert np.diff(rows.start)[-2:].tolist() == [3, 16]             # [CLS] [SEP] [SEP]
 
 
 @pytest.mark.parametrize("raw, words", [
@@ -1202,10 +1257,8 @@ def test_own_data_from_end_to_end(folder, tmp_path, capsys, quick):
 @pytest.fixture
 def squad(monkeypatch):
     """A made-up SQuAD: the question is the letter before the answer. Nothing touches a network."""
-    rng = np.random.default_rng(0)
-
     def rows(n):
-        made = []
+        rng, made = np.random.default_rng(n), []
         for _ in range(n):
             letters = rng.permutation(ALPHABET.split())
             at = int(rng.integers(25))
@@ -1268,6 +1321,229 @@ def test_submission(offline, folder, tmp_path, capsys, monkeypatch):
             assert all(0 <= float(text) <= 5 for _, text in lines[1:])
         assert cofi.main(["--evaluate", str(run)]) == 0
         assert "test" not in capsys.readouterr().out                # its labels are not known
+
+
+# ---- Runs that are interrupted, starved, or in each other's way ----------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(monkeypatch, saves, kills):
+    """Saves a state after the steps `saves` of each stage; ends the program at those of `kills`,
+    (stage, step), as if there were no time left for anything: once each.
+    """
+    original, left = data.Journal.steps, list(kills)
+
+    def steps(journal, batches, stage, total, done):
+        for step, batch in original(journal, batches, stage, total, done):
+            if (stage, step) in left:
+                left.remove((stage, step))
+                raise Killed
+            journal.asked_by_test = step in saves
+            yield step, batch
+
+    monkeypatch.setattr(data.Journal, "steps", steps)
+    monkeypatch.setattr(data.Journal, "due", lambda journal: journal.asked_by_test)
+    return left
+
+
+def same_files(one, two):
+    """The weights of two folders are equal to the last bit, and so are their logs."""
+    a, b = (torch.load(run / "pytorch_model.bin", weights_only=True) for run in (one, two))
+    assert list(a) == list(b) and all(torch.equal(w, b[name]) for name, w in a.items())
+    logs = [[json.loads(line) | {"seconds": 0} for line in (run / "log.jsonl").open()]
+            for run in (one, two)] if (one / "log.jsonl").exists() else [0, 0]
+    assert logs[0] == logs[1]
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(offline, folder, tmp_path, monkeypatch, capsys):
+    """Killed in every stage, before and after a state was saved, and between two stages."""
+    flags = [*command(folder, tmp_path), "--max_steps", "12", "--sparsity", "0.5"]
+    assert cofi.main([*flags, "--out", str(tmp_path / "whole")]) == 0
+    kills = [("teacher", 2), ("teacher", 9), ("prune", 1), ("prune", 6), ("prune", 11),
+             ("finetune", 1), ("finetune", 8)]
+    left = kill_at(monkeypatch, (4, 5, 7), kills)
+    flags += ["--out", str(tmp_path / "killed")]
+    for _ in kills:
+        with pytest.raises(Killed):
+            cofi.main(flags)
+    assert not left and cofi.main(flags) == 0
+    assert "prune     goes on after step 7" in capsys.readouterr().out
+    for kind in "teacher-mrpc", "mrpc-0.5":
+        whole, killed = (next((tmp_path / out).glob(f"{kind}*")) for out in ("whole", "killed"))
+        same_files(whole, killed)
+        assert not list(killed.glob("*.state")) + list(killed.glob("*.part"))
+    before = (killed / "result.json").read_text()
+    assert cofi.main(flags) == 0 and "finished before" in capsys.readouterr().out
+    assert (killed / "result.json").read_text() == before
+    assert cofi.main([*flags, "--fresh"]) == 0 and "step 12" not in capsys.readouterr().out
+    same_files(whole, killed)
+
+
+def test_an_interrupted_comparison_goes_on_bit_for_bit(offline, folder, tmp_path, monkeypatch,
+                                                        capsys):
+    monkeypatch.setattr(sparsebert, "load_task", cofi.load_task)
+    monkeypatch.setattr(sparsebert, "speedup_csr", lambda bert: {"1 x 8": 1.0})
+    flags = [*command(folder, tmp_path), "--max_steps", "8", "--strategy", "finetune_first,distil",
+             "--sparsity", "0.9"]
+    assert sparsebert.main([*flags, "--out", str(tmp_path / "whole")]) == 0
+    kills = [("finetune_first-0.9", 6), ("distil-0.9", 2), ("distil-0.9", 7)]
+    kill_at(monkeypatch, (3, 5), kills)
+    flags += ["--out", str(tmp_path / "killed")]
+    for _ in kills:
+        with pytest.raises(Killed):
+            sparsebert.main(flags)
+    assert sparsebert.main(flags) == 0
+    whole, killed = (next((tmp_path / out).glob("sparsebert*")) for out in ("whole", "killed"))
+    for arm in "finetune_first-0.9", "distil-0.9":
+        same_files(whole / arm, killed / arm)
+    tables = [[row | {"seconds": 0} for row in json.loads((run / "result.json").read_text())["rows"]]
+              for run in (whole, killed)]
+    assert tables[0] == tables[1]
+    capsys.readouterr()
+    assert sparsebert.main(flags) == 0 and "(d) prune while distilling" in capsys.readouterr().out
+
+
+def in_a_child(arguments, after=None, number=signal.SIGKILL):
+    """cofi.main in a process of its own, which gets a signal after some seconds: (code, stderr)."""
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        for handler in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(handler, signal.default_int_handler)
+        os.dup2(write, 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        os._exit(cofi.main(arguments))
+    os.close(write)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, number)
+    with os.fdopen(read) as file:
+        error = file.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), error
+
+
+@pytest.mark.parametrize("kills", [int(os.environ.get("KILLS", 6))])
+def test_sigkill_at_any_moment(offline, folder, tmp_path, kills):
+    """A state after every step, so that many a kill falls into one; the result has the same bits.
+
+    KILLS=20 python -m pytest -k sigkill kills more often.
+    """
+    flags = [*command(folder, tmp_path), "--max_steps", "30", "--save_every", "0"]
+    began = time.perf_counter()
+    assert in_a_child([*flags, "--out", str(tmp_path / "whole")]) == (0, "")
+    whole, killed = time.perf_counter() - began, 0
+    rng = np.random.default_rng(0)
+    flags += ["--out", str(tmp_path / "killed")]
+    for _ in range(kills):
+        code, error = in_a_child(flags, after=rng.uniform(0, 3 * whole / kills))
+        assert code in (-signal.SIGKILL, 0) and not error, error
+        killed += code != 0
+    assert killed > kills / 3
+    assert in_a_child(flags)[0] == 0
+    for kind in "teacher-mrpc", "mrpc-0.95":
+        same_files(*(next((tmp_path / out).glob(f"{kind}*")) for out in ("whole", "killed")))
+
+
+def test_ctrl_c(offline, folder, tmp_path):
+    """The step is finished and saved, exit code 130; the same command goes on."""
+    flags = [*command(folder, tmp_path), "--max_steps", "0", "--teacher_epochs", "1000"]
+    code, error = in_a_child(flags, after=2.0, number=signal.SIGINT)
+    assert code == 130 and "goes on" in error and "Traceback" not in error
+    step = int(re.search("after step (\\d+) of stage teacher", error)[1])
+    state, = (tmp_path / "out").glob("teacher-*/teacher.state")
+    assert torch.load(state, weights_only=True)["step"] == step
+    code, error = in_a_child(flags, after=2.0, number=signal.SIGTERM)
+    assert code == 130 and int(re.search("after step (\\d+)", error)[1]) > step
+
+
+def test_full_disk(offline, folder, tmp_path, capsys):
+    """One line; what was saved before can still be read."""
+    flags = [*command(folder, tmp_path), "--max_steps", "4", "--save_every", "0"]
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, (2,), [("prune", 3)])
+        cofi.main(flags)
+    state, = (tmp_path / "out").glob("mrpc*/prune.state")
+    before = state.read_bytes()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limit[1]))
+        assert cofi.main(flags) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    error = capsys.readouterr().err.strip()
+    assert "cannot be written" in error and "\n" not in error
+    assert state.read_bytes() == before and not list(state.parent.glob("*.part"))
+    assert cofi.main(flags) == 0
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_no_number(offline, folder, tmp_path, capsys, monkeypatch, what):
+    """The stage, the step and the last finite losses; the weights of the step before are kept."""
+    original, calls = cofi.objective, []
+
+    def objective(*arguments):
+        loss, parts, m = original(*arguments)
+        calls.append(loss)
+        if len(calls) == 9:         # 6 steps of the teacher, then the third of pruning
+            bad = torch.tensor(torch.nan if what == "loss" else 0.0)
+            loss = loss + bad if what == "loss" else loss * torch.sqrt(loss * bad)
+        return loss, parts, m
+
+    monkeypatch.setattr(cofi, "objective", objective)
+    flags = [*command(folder, tmp_path), "--save_every", "0"]
+    assert cofi.main(flags) == 2
+    error = capsys.readouterr().err.strip()
+    assert "prune, step 3: the loss is" in error and "nan" in error and "\n" not in error
+    last = re.search(r"were \[([\d.]+), ([\d.]+)\]", error)
+    assert all(math.isfinite(float(x)) for x in last.groups())
+    state = torch.load(next((tmp_path / "out").glob("mrpc*/prune.state")), weights_only=True)
+    assert state["step"] == 2 and all(w.isfinite().all() for w in state["bert"].values())
+
+
+def test_other_settings_are_refused_by_name(folder, tmp_path, capsys, monkeypatch, quick):
+    """Data that has changed under its name, for a state, a teacher and a result."""
+    own = write_own(tmp_path / "d", "tsv")
+    flags = ["--data", str(own), "--model", str(folder), "--out", str(tmp_path / "out"),
+             "--max_steps", "4"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, (2,), [("prune", 3)])
+        cofi.main(flags)
+    text = (own / "train.tsv").read_text()
+    (own / "train.tsv").write_text(text + "71\ta\tb\tup\n")
+    capsys.readouterr()
+    assert cofi.main(flags) == 2
+    error = capsys.readouterr().err
+    assert "tokens" in error and "--fresh" in error
+    (own / "train.tsv").write_text(text)
+    assert cofi.main(flags) == 0
+    (own / "train.tsv").write_text(text + "71\ta\tb\tup\n")
+    assert cofi.main(flags) == 2
+    assert "a run with tokens" in capsys.readouterr().err
+
+
+def test_two_runs_at_once(offline, folder, tmp_path, capsys):
+    flags = command(folder, tmp_path)
+    assert cofi.main(flags) == 0
+    run, = (tmp_path / "out").glob("mrpc*")
+    other = data.Journal(run, {})
+    assert in_a_child([*flags, "--fresh"]) == (2, f"cofi: {run}: another run is at work there; "
+                                               "wait for it, or want another --out\n")
+    other.held.close()
+    assert cofi.main([*flags, "--fresh"]) == 0
+
+
+def test_a_state_with_code_is_refused(offline, folder, tmp_path, capsys):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, (2,), [("prune", 3)])
+        cofi.main(command(folder, tmp_path))
+    state, = (tmp_path / "out").glob("mrpc*/prune.state")
+    state.write_bytes(pickle.dumps(Malicious(), 2))
+    assert cofi.main(command(folder, tmp_path)) == 2
+    assert "not a state of a run" in capsys.readouterr().err
 
 
 # ---- sparsebert.py -------------------------------------------------------------------------------
@@ -1406,7 +1682,7 @@ def test_sparse_file_and_csr(tmp_path):
         close(sparsebert.with_csr(bert)(**batch).logits, bert(**batch).logits)
 
 
-def test_momentum_does_not_revive_what_was_pruned():
+def test_momentum_does_not_revive_what_was_pruned(tmp_path):
     """Every step of a run, and the last, has exactly the zeros of its masks."""
     data_ = data.load_task("toy", data.load_tokenizer(data.TOY), 64)
     cfg = dataclasses.replace(sparsebert.Settings.of("toy"), max_steps=30, end=0.5)
@@ -1414,13 +1690,14 @@ def test_momentum_does_not_revive_what_was_pruned():
     bert = cofi.load_bert(data.TOY, config)[0]
     masks, seen = sparsebert.open_masks(bert), []
 
-    def log(record):
-        seen.append(record["s"])
-        for name, w in sparsebert.matrices(bert).items():
-            assert int(masks[name].sum()) == math.floor((1 - record["s"]) * w.numel() + 1e-6)
-            assert not (w[~masks[name]] != 0).any()
+    class Watching(sparsebert.Log):
+        def __call__(self, record):
+            seen.append(record["s"])
+            for name, w in sparsebert.matrices(bert).items():
+                assert int(masks[name].sum()) == math.floor((1 - record["s"]) * w.numel() + 1e-6)
+                assert not (w[~masks[name]] != 0).any()
 
-    sparsebert.train("finetune_first", bert, data_, cfg, log, masks, 0.9)
+    sparsebert.train("finetune_first", bert, data_, cfg, Watching(tmp_path, {}), masks, 0.9)
     assert len(seen) == 5 and seen[-1] == pytest.approx(0.9) and seen == sorted(seen)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from .hub import BadInput, fetch
+from .journal import write, write_json, write_text
 
 NAMES = [                 # theirs, ours; replaced in this order
     ("embeddings.word_embeddings", "embeddings.word"),
@@ -104,6 +105,11 @@ def load_tensors(model):
     path = fetch(model, "pytorch_model.bin", optional=True)
     if path is None and (path := fetch(model, "model.safetensors", optional=True)) is None:
         path = fetch(model, "pytorch_model.bin")    # which says what is missing
+    return load_file(path)
+
+
+def load_file(path):
+    """What a file of tensors holds. Runs no code of it. Raises BadInput."""
     try:
         if path.suffix == ".safetensors":
             return read_safetensors(path.read_bytes())
@@ -188,8 +194,7 @@ def write_checkpoint(folder, config, weights, tokenizer):
     if c["labels"]:
         out |= {"id2label": dict(enumerate(c["labels"])),
                 "label2id": {name: i for i, name in enumerate(c["labels"])}}
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(theirs_of, folder / "pytorch_model.bin")
+    write(folder / "pytorch_model.bin", lambda file: torch.save(theirs_of, file))
     tokenizer.no_truncation()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "config.json").write_text(json.dumps(out, indent=2) + "\n")
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    write_json(folder / "config.json", out)

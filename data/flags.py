@@ -5,6 +5,7 @@ import sys
 from dataclasses import asdict, field, fields
 
 from .hub import BadInput
+from .journal import Interrupted
 
 
 def setting(default, text, **allowed):
@@ -60,10 +61,13 @@ def settings(kind, given):
 
 
 def guarded(name, job, arguments):
-    """Runs job(arguments). Returns the exit code: 0, or 2 for what the user can put right."""
+    """Runs job(arguments). Returns the exit code: 0, 2 for what the user can put right, or 130."""
     try:
         job(arguments)
     except BadInput as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
+    except (Interrupted, KeyboardInterrupt) as stop:    # the latter: where nothing is trained
+        print(f"{name}: {str(stop) or 'stopped; the same command goes on'}", file=sys.stderr)
+        return 130
     return 0

@@ -1,5 +1,6 @@
 """The tasks: GLUE's, SQuAD, the toy, and a folder of one's own."""
 import csv
+import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,6 +76,13 @@ class Dataset:
         return self.rows("train")
 
     @cached_property
+    def digest(self):
+        """What the tokens and labels of the training set are, in 16 characters."""
+        train = self.train
+        parts = (np.ascontiguousarray(x) for x in (train.ids, train.start, train.label))
+        return hashlib.sha256(b"".join(x.tobytes() for x in parts)).hexdigest()[:16]
+
+    @cached_property
     def dev(self):
         splits = self.task.dev
         return self.rows(*splits) if len(splits) == 1 else joined(
@@ -95,8 +103,11 @@ class Dataset:
                          self.max_length, parts)
 
 
-def load_tokenizer(model):
-    """The tokenizer of a model: its tokenizer.json, or the vocab.txt of the oldest checkpoints."""
+def load_tokenizer(model, vocab=None):
+    """The tokenizer of a model: its tokenizer.json, or the vocab.txt of the oldest checkpoints.
+
+    vocab: how many embeddings there are. Raises BadInput.
+    """
     from tokenizers import Tokenizer
     from tokenizers.implementations import BertWordPieceTokenizer
     path = fetch(model, "tokenizer.json", optional=True)
@@ -105,7 +116,15 @@ def load_tokenizer(model):
         lowercase = json.loads(path.read_text()).get("do_lower_case", True) if path else True
         vocab = str(fetch(model, "vocab.txt"))
         return BertWordPieceTokenizer(vocab, lowercase=lowercase)._tokenizer
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library knows no narrower kind
+        raise BadInput(f"{path}: no tokenizer ({reason(error)}); download or save it again"
+                       ) from error
+    most = max(tokenizer.get_vocab().values())
+    if vocab and most >= vocab:
+        raise BadInput(f"{path}: it has {most + 1} words, its embeddings {vocab}; want the "
+                       "tokenizer and the weights of one model")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

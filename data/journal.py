@@ -1,0 +1,159 @@
+"""The log of a run, and the state from which it goes on when it was interrupted."""
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+from .hub import BadInput, reason
+
+
+class Interrupted(Exception):
+    """Ctrl-C, or a request to end; all that is needed to go on has been saved."""
+
+
+def write(path, save):
+    """save(file) into a file that appears under its name when it is whole, or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            save(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:        # RuntimeError: of torch.save, for a full disk
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise BadInput(f"{path}: cannot be written ({reason(error)}); what was there before is "
+                       "intact; want more space, or another --out") from error
+
+
+def write_text(path, text):
+    write(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def differing(before, now):
+    """"lr 0.1, not 0.2; ...": where two settings differ; "" where they do not."""
+    return "; ".join(f"{name} {before.get(name)}, not {value}" for name, value in now.items()
+                     if before.get(name) != value)
+
+
+class Journal:
+    """One folder, one run at a time: log.jsonl, and a state for each stage until all are done.
+
+    settings: what has to be the same for going on, as a dict that JSON can hold; minutes: between
+    two states; fresh: start over. A stage that is done keeps its last state, so a run that goes on
+    walks through the stages again, at no cost, to where it was.
+    """
+
+    def __init__(self, folder, settings, minutes=5.0, fresh=False):
+        self.folder, self.settings, self.minutes = folder, settings, minutes
+        self.path, self.asked, self.last = folder / "log.jsonl", False, time.monotonic()
+        self.lock()
+        if fresh:
+            for path in [*folder.glob("*.state"), *folder.rglob("result.json")]:
+                path.unlink()
+        if not [*folder.glob("*.state"), *folder.glob("*/result.json")] or not self.path.exists():
+            write_text(self.path, "")
+
+    def lock(self):
+        """Holds the folder until the program ends, however it ends. Raises BadInput."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.held = (self.folder / "lock").open("w")
+        except OSError as error:
+            raise BadInput(f"{self.folder}: cannot be written ({reason(error)}); want another "
+                           "--out") from error
+        with contextlib.suppress(ImportError):      # not on Windows
+            import fcntl
+            try:
+                fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BadInput(f"{self.folder}: another run is at work there; wait for it, or want "
+                               "another --out") from error
+
+    def __call__(self, record):
+        """Keeps a record as a line of JSON, and prints it as a line of the log."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        tqdm.write(self.line(record).rstrip(), file=sys.stdout)
+        sys.stdout.flush()
+
+    def line(self, record):
+        return json.dumps(record)
+
+    def begin(self, stage, things):
+        """(steps that are done, what else was saved); things: {name: what has a state_dict}.
+
+        Where there is a state, things are set to it, and so are the random generator and the log.
+        """
+        self.last, path = time.monotonic(), self.folder / f"{stage}.state"
+        if not path.is_file():
+            return 0, {}
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # not of ours: ours are whole
+            raise BadInput(f"{path}: not a state of a run ({type(error).__name__}); --fresh starts "
+                           "over") from error
+        if other := differing(saved["settings"], self.settings):
+            raise BadInput(f"{path}: was saved with {other}; want those settings again, or --fresh "
+                           "to start over")
+        for name, thing in things.items():
+            thing.load_state_dict(saved[name])
+        torch.set_rng_state(saved["random"])
+        if "random_cuda" in saved:
+            torch.cuda.set_rng_state(saved["random_cuda"])
+        write_text(self.path, saved["log"])
+        tqdm.write(f"{stage:9} goes on after step {saved['step']}", file=sys.stdout)
+        return saved["step"], saved["rest"]
+
+    def steps(self, batches, stage, total, done):
+        """(step, batch) from step done + 1, with a bar. On the way Ctrl-C and SIGTERM wait for the
+        end of the step; see due().
+        """
+        def ask(number, frame):
+            self.asked = True
+            for n, handler in before.items():       # the second time they do not wait
+                signal.signal(n, handler)
+
+        before = {}
+        with contextlib.suppress(ValueError):       # not the main thread: nobody can interrupt it
+            for n in (signal.SIGINT, signal.SIGTERM):
+                before[n] = signal.signal(n, ask)
+        bar = tqdm(batches, stage, total, initial=done, leave=False, disable=None)
+        try:
+            yield from enumerate(bar, start=done + 1)
+        finally:
+            for n, handler in before.items():
+                signal.signal(n, handler)
+
+    def due(self):
+        """Whether a state should be saved now."""
+        return self.asked or time.monotonic() - self.last >= 60 * self.minutes
+
+    def save(self, stage, step, things, **rest):
+        """The state after a step, in place of the one before. Raises Interrupted if it was asked."""
+        state = {"settings": self.settings, "step": step, "random": torch.get_rng_state(),
+                 "log": self.path.read_text(), "rest": rest,
+                 **{name: thing.state_dict() for name, thing in things.items()}}
+        if torch.cuda.is_initialized():
+            state["random_cuda"] = torch.cuda.get_rng_state()
+        write(self.folder / f"{stage}.state", lambda file: torch.save(state, file))
+        self.last = time.monotonic()
+        if self.asked:
+            raise Interrupted(f"stopped after step {step} of stage {stage}; the same command goes "
+                              "on from there")
+
+    def done(self):
+        """All is in the result: the states are not needed any more."""
+        for path in [*self.folder.glob("*.state"), self.folder / "lock"]:
+            path.unlink()
