@@ -194,7 +194,7 @@ def test_attention_scores():
     for b, h, i, j in itertools.product(range(2), range(3), range(5), range(5)):
         terms = [q[b, i, 7 * h + n] * k[b, j, 7 * h + n] for n in range(7)]
         expected[b, h, i, j] = sum(terms) / math.sqrt(7)
-    close(mha.scores(x), expected, "head h has k columns side by side, from h k on; divide by sqrt k")
+    close(mha.scores(x), expected, "head h has k columns, from h k on; divide by sqrt k")
 
 
 @part(2)
@@ -503,7 +503,7 @@ def test_fold():
     with torch.no_grad():
         cofi.fold(new, old, rows, columns)
     for i, r in enumerate([0, 2, 3, 6, 7]):
-        close(new.bias[i], old.bias[r] * rows[r], "the bias belongs to the rows, scaled as they are")
+        close(new.bias[i], old.bias[r] * rows[r], "the bias belongs to the rows, as their scale")
         for j, c in enumerate([1, 2, 4, 5, 6, 7, 8]):
             close(new.weight[i, j], old.weight[r, c] * rows[r] * columns[c],
                   "scale, then remove: the kept rows and columns in their old order")
@@ -514,7 +514,7 @@ def test_fold():
                                     ("z_mha", slice(None)), ("z_int", slice(None))])
 @pytest.mark.parametrize("soft", [False, True])
 def test_cut(soft, closed):
-    """The cut network, by hand, gives the logits of the masked one, with the weights it has left."""
+    """The cut network, by hand, gives the logits of the masked one, and has the weights left."""
     bert, batch, z = make_bert(ODD), make_batch(), make_masks(ODD, soft)
     if closed:
         z[closed[0]][closed[1]] = 0
@@ -1261,3 +1261,168 @@ def test_sparsebert_bad_input(tmp_path, capsys, case):
 def test_a_checkpoint_without_masked_lm_head(folder):
     with pytest.raises(BadInput, match="no masked-LM head"):
         data.read_mlm_head(folder, "cpu")
+
+
+# ---- Shapes: what stands behind a line is what the line made ------------------------------------
+
+SIZES = {"B": {6}, "T": {11}, "L": {5}, "n": {4}, "d": {13, 10}, "h": {9, 2}, "k": {7},
+         "f": {17, 14},                                     # two: of the dense and of the cut BERT
+         "vocab": {101}, "words": {50}, "rows": {24}, "columns": {40}, "tokens": {66},
+         "inputs": {13, 63, 17}, "outputs": {13, 63, 17}}
+
+
+def margin(source):
+    """{line: (shapes, tag)} of the comments at the ends of lines.
+
+    Example:
+    >>> margin("q = f(x)   # (B, T), (h k)   §3.1 MHA")
+    {1: (['B, T', 'h k'], '§3.1 MHA')}
+    """
+    found = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT and token.line[:token.start[1]].strip():
+            shapes = re.match(r"# (\([^()]*\)(?:, \([^()]*\))*)(?: |$)", token.string)
+            tag = re.search("§.*", token.string)
+            found[token.start[0]] = (re.findall(r"\((.*?)\)", shapes[1]) if shapes else [],
+                                     tag[0].strip() if tag else "")
+    return found
+
+
+def fits(shape, real, names, letters):
+    """Whether "T, h k, rows / block" can be the real shape. names: of the function; letters: bound.
+
+    A letter is what it was before in this call, or an int of the function, or one of its SIZES.
+    """
+    dims = [dim.strip().replace(" / ", "//").replace(" ", "*") for dim in shape.split(",") if dim]
+    for dim, size in zip(dims, real):
+        can_be = {}
+        for name in {node.id for node in ast.walk(ast.parse(dim)) if isinstance(node, ast.Name)}:
+            known = letters.get(name, names.get(name))
+            can_be[name] = [known] if isinstance(known, int) else SIZES.get(name, [known])
+        for choice in itertools.product(*can_be.values()):
+            bound = dict(zip(can_be, choice))
+            if eval(dim, {}, bound) == size:
+                letters.update(bound)
+                break
+        else:
+            return False
+    return len(dims) == len(real)
+
+
+class Claims(ast.NodeTransformer):
+    """The shapes that a file claims. In its tree each assignment is followed, and each returned
+    value surrounded, by a call of check() where the line ends in a shape."""
+
+    def __init__(self, file, source):
+        self.file, self.found, tree = file, {}, ast.parse(source)
+        inside = {line for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+                  for line in range(node.lineno, node.end_lineno + 1)}
+        self.said = {line: shapes for line, (shapes, _) in margin(source).items()
+                     if shapes and line in inside}
+        self.code = compile(ast.fix_missing_locations(self.visit(tree)), f"{file}.py", "exec")
+
+    def call(self, node, value):
+        call = ast.parse(f"_check({node.end_lineno}, _, locals(), _letters)", mode="eval").body
+        call.args[1] = value
+        return call
+
+    def visit_FunctionDef(self, node):
+        node.body.insert(0, ast.parse("_letters = {}").body[0])         # bound anew in each call
+        return self.generic_visit(node)
+
+    def visit_Assign(self, node):
+        if node.end_lineno not in self.said:
+            return node
+        made = ast.parse(ast.unparse(node.targets[0]), mode="eval").body
+        return [node, ast.Expr(self.call(node, made))]
+
+    def visit_Return(self, node):
+        if node.end_lineno in self.said:
+            node.value = self.call(node, node.value)
+        return node
+
+    def check(self, line, value, names, letters):
+        real = [tuple(getattr(x, "shape", ()))
+                for x in (value if isinstance(value, tuple) else (value,))]
+        right = len(real) == len(self.said[line]) and all(
+            fits(shape, x, names, letters) for shape, x in zip(self.said[line], real))
+        text = "" if right else f"is {', '.join(map(str, real))}"
+        self.found[line] = self.found.get(line) or text
+        return value
+
+    def wrong(self):
+        found = {line: self.found.get(line, "is never reached") for line in self.said}
+        return [f"{self.file}.py:{line}: ({'), ('.join(self.said[line])}) {text}"
+                for line, text in found.items() if text]
+
+
+def lies(sources, monkeypatch):
+    """What the shapes in {"cofi": source, "sparsebert": source} say and is not so, as text."""
+    claims, modules = [Claims(file, source) for file, source in sources.items()], {}
+    for claim in claims:
+        modules[claim.file] = types.ModuleType(claim.file)
+        modules[claim.file]._check = claim.check
+        monkeypatch.setitem(sys.modules, claim.file, modules[claim.file])
+        exec(claim.code, vars(modules[claim.file]))
+    go_everywhere(**modules)
+    return [lie for claim in claims for lie in claim.wrong()]
+
+
+def go_everywhere(cofi, sparsebert):
+    """Runs every line that claims a shape, masked, unmasked and cut; no two sizes are alike."""
+    config = cofi.Config(101, 23, 2, 13, 7, [9] * 5, [17] * 5, 19, labels=list("abcdefgh"))
+    bert, teacher, masks = cofi.BERT(config).eval(), cofi.BERT(config).eval(), cofi.Masks(config)
+    batch, z = make_batch(6, 11, 101), {g: torch.ones_like(a) for g, a in masks.sample().items()}
+    for group, left in ("z_head", 2), ("z_int", 14), ("z_hidn", 10):
+        z[group][..., left:] = 0
+    small, out_t = cofi.cut(bert, z), teacher(**batch)
+    cofi.decide(masks, 0.5)
+    cofi.lagrangian(masks.sparsity(), 0.5, 0.0, 1.0)
+    cofi.pred_loss(torch.ones(6, 1), torch.ones(6, 1), 2.0)
+    for model, given, d in (bert, {}, 13), (bert, z, 13), (small, {}, 10):
+        states, W_layer = model(**batch, **given).hidden[1:], nn.Linear(d, 13, bias=False)
+        for matching in ("free", "ordered", "fixed"):
+            cofi.layer_loss(states, out_t.hidden[1:], batch["real"], W_layer,
+                            cofi.open_layers(model, given), matching)
+
+    sparsebert.distillation(bert, bert(**batch), teacher, out_t,
+                            batch | {"label": torch.zeros(6).long()}, {1: list(range(9))})
+    sparsebert.magnitude_mask(torch.randn(24, 40), torch.ones(24, 40).bool(), 0.5, block=4)
+    sparsebert.small_dense(bert, 0.5)
+    sparsebert.with_csr(bert)(**batch)
+    start = np.cumsum([0, 11, 10, 9, 8, 7, 5])
+    rows = data.Rows(np.full(50, 9), start, np.ones(6, int), np.zeros(6, int), np.zeros(0))
+    head = {"dense": (torch.eye(13), torch.zeros(13)), "norm": (torch.ones(13), torch.zeros(13)),
+            "bias": torch.zeros(101)}
+    sparsebert.augment(rows, bert, head, 4, {0, 1, 2, 3, 4}, copies=1, share=1.0)
+
+
+def sources():
+    return {file: (HERE / f"{file}.py").read_text() for file in ("cofi", "sparsebert")}
+
+
+def test_shape_comments(monkeypatch):
+    """Every shape at the end of a line of the two files is the real one."""
+    assert sum(len(size) for size in map(SIZES.get, "BTLndhkf")) == len(
+        set().union(*map(SIZES.get, "BTLndhkf"))), "two letters of one size could be exchanged"
+    assert lies(sources(), monkeypatch) == []
+
+
+@pytest.mark.parametrize("file, true, false, lie", [
+    ("cofi", "# (B, T, f)", "# (B, T, d)", "(B, T, d) is (6, 11, 17)"),
+    ("cofi", "# (B, h, T, T)", "# (B, h, T)", "(B, h, T) is (6, 9, 11, 11)"),
+    ("cofi", "# (n, L)", "# (L, n)", "(L, n) is (4, 5)"),
+    ("cofi", "# (h k)", "# (h)", "(h) is (63,)"),
+    ("cofi", "# (d)\n", "# (d), (d)\n", "(d), (d) is (13,)"),
+    ("cofi", "        return x\n", "        return x\n        x = x  # (B, T)\n", "never reached"),
+    ("sparsebert", "# (3)", "# (q)", "(q) is (3,)"),
+    ("sparsebert", "# (rows / block, columns / block)", "# (rows, columns)", "(rows, columns) is"),
+])
+def test_a_wrong_shape_comment_is_found(monkeypatch, file, true, false, lie):
+    """With its line and both shapes; and no other is found."""
+    source = sources()
+    before, behind = source[file].split(true, 1)
+    source[file] = before + false + behind
+    found, = lies(source, monkeypatch)
+    line = before.count("\n") + 1 + false.count("\n", 0, -1)
+    assert found.startswith(f"{file}.py:{line}: ") and lie in found
