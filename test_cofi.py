@@ -1387,7 +1387,7 @@ def go_everywhere(cofi, sparsebert):
 
     sparsebert.distillation(bert, bert(**batch), teacher, out_t,
                             batch | {"label": torch.zeros(6).long()}, {1: list(range(9))})
-    sparsebert.magnitude_mask(torch.randn(24, 40), torch.ones(24, 40).bool(), 0.5, block=4)
+    sparsebert.magnitude_mask(torch.randn(24, 40), torch.ones(24, 40).bool(), 0.5, block=2)
     sparsebert.small_dense(bert, 0.5)
     sparsebert.with_csr(bert)(**batch)
     start = np.cumsum([0, 11, 10, 9, 8, 7, 5])
@@ -1426,3 +1426,282 @@ def test_a_wrong_shape_comment_is_found(monkeypatch, file, true, false, lie):
     found, = lies(source, monkeypatch)
     line = before.count("\n") + 1 + false.count("\n", 0, -1)
     assert found.startswith(f"{file}.py:{line}: ") and lie in found
+
+
+# ---- The README's links: each to the line it means -----------------------------------------------
+
+# [`name`:12](file.py#L12 "fragment of the line"), the fragment only where one is wanted
+LINK = re.compile(r'\[`([\w.]+)`:\d+\]\(([\w/]+\.py)#L\d+(?: "([^"]*)")?\)')
+
+
+@functools.cache
+def definitions(source):
+    """{"Masks.hold": node}: the functions, classes, constants and fields of a file."""
+    def enter(body, prefix):
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found[prefix + node.name] = node
+            if isinstance(node, (ast.Assign, ast.AnnAssign)):
+                target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+                found.update({prefix + name.id: node for name in ast.walk(target)
+                              if isinstance(name, ast.Name)})
+            if isinstance(node, ast.ClassDef):
+                enter(node.body, f"{prefix}{node.name}.")
+
+    found = {}
+    enter(ast.parse(source).body, "")
+    return found
+
+
+def line_of(source, name, fragment):
+    """The line of a definition; with a fragment the first line in it that contains the fragment."""
+    node, lines = definitions(source)[name], source.splitlines()
+    for i in range(node.lineno, node.end_lineno + 1):
+        if fragment and fragment in lines[i - 1]:
+            return i
+    return node.lineno
+
+
+def with_lines(text, folder):
+    """A text with each of its links set to the line that it means in the files of a folder."""
+    def link(old):
+        name, file, fragment = old.groups()
+        line = line_of((folder / file).read_text(), name, fragment)
+        title = f' "{fragment}"' if fragment else ""
+        return f"[`{name}`:{line}]({file}#L{line}{title})"
+
+    return LINK.sub(link, text)
+
+
+def section(title):
+    """The lines of a section of the README."""
+    text = (HERE / "README.md").read_text()
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0].splitlines()
+
+
+def test_links_of_the_readme():
+    """They name what there is, at its line. If not: python test_cofi.py --guide."""
+    text = (HERE / "README.md").read_text()
+    for name, file, fragment in LINK.findall(text):
+        source = (HERE / file).read_text()
+        assert name in definitions(source), f"README.md: {file} has no {name}"
+        line = source.splitlines()[line_of(source, name, fragment) - 1]
+        assert fragment in line, f"README.md: no line of {name} in {file} contains {fragment!r}"
+    assert with_lines(text, HERE) == text, "lines have moved; want python test_cofi.py --guide"
+
+
+def test_guide_has_every_equation():
+    """What § marks in the margin of the code is in the guide, with a test; and the reverse."""
+    marked = set()
+    for file, source in sources().items():
+        for line, (_, tag) in margin(source).items():
+            if tag:
+                marked.add((f"{file}.py", tag, *[name for name, node in definitions(source).items()
+                                                 if node.lineno <= line <= node.end_lineno][-1:]))
+    listed = set()
+    for row in section("Where to find what"):
+        tags = {(file, tag, name) for name, file, tag in LINK.findall(row) if tag.startswith("§")}
+        assert not tags or "test_cofi.py#L" in row, f"no test: {row}"
+        assert all(tag in row.split("|")[1] for _, tag, _ in tags), f"another name: {row}"
+        listed |= tags
+    assert listed == marked
+
+
+def test_ledger_points_at_lines():
+    rows = [row for row in section("Where this departs") if row.startswith("| ")]
+    rows = [row for row in rows if not row.startswith("| |")]
+    assert len(rows) > 25 and all(LINK.search(row) for row in rows)
+
+
+# ---- Assignments ---------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    file: str
+    write: dict               # {function: hint}
+
+
+PARTS = {
+    1: Part("cofi.py", {
+        "sample_z": "logit(u) is logistic noise. Add log_alpha, divide by BETA, take the sigmoid, "
+                    "stretch it from [0, 1] to [LEFT, RIGHT], clamp it back.",
+        "p_open": "above which value of the sigmoid is the stretched one positive? Solve for the "
+                  "noise, whose distribution function is the sigmoid.",
+        "soft_z": "no noise: the sigmoid of log_alpha / BETA, sharpened by 0.8."}),
+    2: Part("cofi.py", {
+        "Norm.forward": "sums over x * kept instead of means over x, divided by the number kept.",
+        "MHA.split": "unflatten the last dimension, then swap it with T.",
+        "MHA.scores": "split(query) times split(key) transposed, over the square root of k.",
+        "MHA.forward": "softmax, dropout, times split(value); z_head here; heads side by side "
+                       "again; out; z_mha and z_hidn; then dropout, residual and norm.",
+        "FFN.forward": "up, gelu, z_int, down, z_ffn, z_hidn; then dropout, residual and norm.",
+        "Layer.forward": "a sub-layer that is None is skipped; one that is not alive gives x, by "
+                         "torch.where, so that no branch depends on the data."}),
+    3: Part("cofi.py", {
+        "Masks.sparsity": "the size with these masks over the size with masks of ones.",
+        "size": "torch.einsum: its letters are the subscripts of the sum.",
+        "encoder_parameters": "what has two dimensions among the parameters of bert.layers.",
+        "lagrangian": "linear in s - t, plus quadratic."}),
+    4: Part("cofi.py", {
+        "pred_loss": "F.kl_div wants log p of the student first, then p of the teacher; "
+                     "batchmean divides by rows only. One logit: F.mse_loss.",
+        "match": "walk i from the last to the first; what may not be chosen is infinitely far; "
+                 "after a match, only layers below it may be chosen.",
+        "layer_loss": "distance (n, L) first, without gradient; then match; then the same squared "
+                      "error again, with gradient, for the layers matched."}),
+    5: Part("cofi.py", {
+        "keep_expected": "round the sum of p along each row; place says who is among the first.",
+        "fold": "scale by diag(rows) and diag(columns), then take the rows and columns above 0.",
+        "fold_norm": "multiply by z_hidn, then take what is open.",
+        "fold_mha": "a head is k rows of query, key and value, and k columns of out.",
+        "fold_ffn": "a unit is a row of up and a column of down."}),
+    6: Part("sparsebert.py", {
+        "magnitude_mask": "a score for each block, -1 where nothing is left of it; topk of all "
+                          "scores; a block's answer repeated for its weights.",
+        "cubic": "1 at t = 0 of what is still to be pruned, 0 at t = 1, by a cube.",
+        "hidden_loss": "a mean over d, then over the tokens that are real.",
+        "attention_loss": "a pair counts if both of its tokens are real."}),
+}
+
+
+def blank(source, hints, what):
+    """The source with functions reduced to a docstring, a hint and an error that says what."""
+    nodes, lines = definitions(source), source.splitlines()
+    for name in sorted(hints, key=lambda name: -nodes[name].lineno):
+        docstring, indent = nodes[name].body[0], " " * nodes[name].body[0].col_offset
+        hint = textwrap.wrap(f"# Hint: {hints[name]}", 100, initial_indent=indent,
+                             subsequent_indent=f"{indent}# ")
+        lines[docstring.end_lineno:nodes[name].end_lineno] = [
+            *hint, f'{indent}raise NotImplementedError("{what}: {name}")']
+    return "\n".join(lines) + "\n"
+
+
+def write_assignment(folder, numbers):
+    """A copy of the project in which the functions of these parts are still to be written."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"--assignment {folder}: there is something already; want a new folder")
+    shutil.copytree(HERE / "data", folder / "data", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("requirements.txt", "LICENSE"):
+        shutil.copy(HERE / name, folder)
+    for file in ("cofi.py", "sparsebert.py", "test_cofi.py"):
+        source = (HERE / file).read_text()
+        for number in numbers:
+            if PARTS[number].file == file:
+                source = blank(source, PARTS[number].write, f"part {number}")
+        if file == "test_cofi.py":
+            source = blank(source, {"answers": "python test_cofi.py --answer 1a 0.5"}, "not here")
+        (folder / file).write_text(source)
+    text = (HERE / "README.md").read_text()
+    (folder / "README.md").write_text(with_lines(text, folder))
+
+
+class Outcomes:
+    """A plugin of pytest that keeps {number of the part: whether its tests passed, as a set}."""
+
+    def __init__(self):
+        self.passed = {}
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call":
+            number, = (int(word[4:]) for word in report.keywords if re.fullmatch(r"part\d", word))
+            self.passed.setdefault(number, set()).add(report.passed)
+
+
+@pytest.mark.parametrize("to_write", [(1,), (2,), (3,), (4,), (5,), (6,), (5, 6), (4, 5, 6),
+                                      (3, 4, 5, 6), (2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 6)])
+def test_assignment(tmp_path, monkeypatch, to_write):
+    """Where a part is not written all of its tests fail, and no test of another part does."""
+    write_assignment(tmp_path / "copy", to_write)
+    for name in [*sys.modules]:
+        if name.split(".")[0] in ("cofi", "sparsebert", "data", "test_cofi"):
+            monkeypatch.delitem(sys.modules, name)          # the copy has its own
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    outcomes, marks = Outcomes(), " or ".join(f"part{number}" for number in PARTS)
+    pytest.main([str(tmp_path / "copy"), "-m", marks, "-s", "-q", "--tb=no", "--assert=plain",
+                 "-p", "no:cacheprovider"], plugins=[outcomes])
+    assert outcomes.passed == {number: {number not in to_write} for number in PARTS}
+
+
+def test_assignments_are_short():
+    """No function to write has more than 15 lines, comments included; the README links each."""
+    text = "\n".join(section("Assignments"))
+    for part_ in PARTS.values():
+        source = (HERE / part_.file).read_text()
+        for name in part_.write:
+            node = definitions(source)[name]
+            body = source.splitlines()[node.body[0].end_lineno:node.end_lineno]
+            assert ast.get_docstring(node) and sum(map(bool, map(str.strip, body))) <= 15, name
+            assert f"[`{name}`:" in text, f"README.md, Assignments: no link to {name}"
+
+
+def answers():
+    """{question of the README: number}."""
+    p, head, unit = cofi.p_open(torch.tensor([0.0, math.log(0.01)])).tolist(), 4 * 64 * 768, 2 * 768
+    kl = sum(q * math.log(2 * q) for q in torch.tensor([1.0, 0.0]).softmax(0).tolist())
+    budget = 0.05 * 84_934_656
+    return {"1a": 2 * p[0] - 1, "1b": 2 / 3 * math.log(0.1 / 1.1), "1c": 3072 * p[1],
+            "2a": 32 * 12 * 128 * 128, "2b": (12 * head + 3072 * unit) / (2 * 768),
+            "3a": head, "3b": head / unit, "3c": 2 / 3 * (1 - p[0]),     # the FFN: 2/3 of a layer
+            "4a": 4 * kl, "4b": math.comb(12, 4),
+            "5a": (budget - 10 * 4 * 64 * 760) // (2 * 760),
+            "5b": (1 / 12.1 - 1 / 20) / (1 - 1 / 20), "5c": (1 / 5.2 - 1 / 20) / (1 - 1 / 20),
+            "6a": sparsebert.how_many(768 * 3072, 0.95), "6b": 32 / (1 + 0.05 * 32),
+            "6c": sparsebert.cubic(0.5, 1.0)}
+
+
+DIGESTS = {}
+
+
+def digest(question, number):
+    """What is kept of an answer, of which three digits count."""
+    return hashlib.sha256(f"{question} {number:.3g}".encode()).hexdigest()[:8]
+
+
+def test_answers():
+    assert {question: digest(question, number) for question, number in answers().items()} == DIGESTS
+    assert re.findall(r"\*\*(\d[a-c])\*\*", "\n".join(section("Assignments"))) == sorted(DIGESTS)
+
+
+def test_command_line_of_the_course(tmp_path, capsys):
+    assert main(["--answer", "3b", "128"]) == 0 and "right" in capsys.readouterr().out
+    assert main(["--answer", "3b", "127"]) == 1 and "not yet" in capsys.readouterr().out
+    (tmp_path / "mine.py").write_text("")
+    for bad in ["--answer", "9z", "1"], ["--answer", "3b", "x"], ["--assignment", str(tmp_path)]:
+        assert main(bad) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("test_cofi: --a") and "\n" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+def answer(question, number):
+    """Prints whether the number is the answer. Returns the exit code."""
+    if question not in DIGESTS:
+        raise BadInput(f"--answer {question}: want one of {' '.join(DIGESTS)}")
+    try:
+        right = digest(question, float(number.replace(",", ""))) == DIGESTS[question]
+    except ValueError as error:
+        raise BadInput(f"--answer {question} {number}: want a number such as 0.125") from error
+    print(f"{question}: {'right' if right else 'not yet'} (three digits count)")
+    return 0 if right else 1
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="The course work; the tests are run by pytest.")
+    parser.add_argument("--guide", action="store_true", help="set the README's links to the lines")
+    parser.add_argument("--assignment", type=Path, metavar="FOLDER", help="write a copy to fill in")
+    parser.add_argument("--answer", nargs=2, metavar=("QUESTION", "NUMBER"), help="check an answer")
+    given = parser.parse_args(arguments)
+    try:
+        if given.guide:
+            readme = HERE / "README.md"
+            readme.write_text(with_lines(readme.read_text(), HERE))
+        if given.assignment:
+            write_assignment(given.assignment, PARTS)
+        return answer(*given.answer) if given.answer else 0
+    except BadInput as error:
+        print(f"test_cofi: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
