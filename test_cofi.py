@@ -108,6 +108,7 @@ def close(got, want, hint="", atol=1e-5):
     raise AssertionError(f"\nexpected  {text[0]}\ngot       {text[1]}\nlikely    {hint or '?'}")
 
 
+@torch.no_grad()
 def by_hand(bert, batch, z=None):
     """The logits of a BERT, masked or cut, row by row and head by head: none of its own code runs.
 
@@ -510,9 +511,9 @@ def test_fold():
 
 
 @part(5)
-@pytest.mark.parametrize("closed", [None, ("z_mha", 1), ("z_ffn", 1), ("z_int", 1), ("z_head", 2),
-                                    ("z_mha", slice(None)), ("z_int", slice(None))])
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("soft, closed", [
+    (False, None), (True, None), (True, ("z_mha", 1)), (True, ("z_ffn", 1)), (True, ("z_head", 2)),
+    (True, ("z_int", slice(None)))])
 def test_cut(soft, closed):
     """The cut network, by hand, gives the logits of the masked one, and has the weights left."""
     bert, batch, z = make_bert(ODD), make_batch(), make_masks(ODD, soft)
@@ -1649,7 +1650,11 @@ def answers():
             "6c": sparsebert.cubic(0.5, 1.0)}
 
 
-DIGESTS = {}
+DIGESTS = {
+    "1a": "25072c96", "1b": "2bca10a3", "1c": "4167cb8e", "2a": "45deb5bf",
+    "2b": "4694556c", "3a": "2db99fbd", "3b": "452575d2", "3c": "4bb91a01",
+    "4a": "aefffd81", "4b": "5d43c9c2", "5a": "f62655df", "5b": "fabac012",
+    "5c": "9fb4ab29", "6a": "36719e27", "6b": "551e08fa", "6c": "fbb52822"}
 
 
 def digest(question, number):
