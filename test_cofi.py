@@ -754,7 +754,7 @@ def test_metrics_against_known_values():
     assert metrics.spearman([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(tied)
 
 
-@pytest.mark.parametrize("module", [cofi, sparsebert, metrics])
+@pytest.mark.parametrize("module", [cofi, sparsebert, metrics, sys.modules[__name__]])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 
@@ -1314,8 +1314,10 @@ def fits(shape, real, names, letters):
 
 
 class Claims(ast.NodeTransformer):
-    """The shapes that a file claims. In its tree each assignment is followed, and each returned
-    value surrounded, by a call of check() where the line ends in a shape."""
+    """The shapes that a file claims, and its code with a check of each.
+
+    The check follows an assignment, or surrounds what is returned, and gets the real value.
+    """
 
     def __init__(self, file, source):
         self.file, self.found, tree = file, {}, ast.parse(source)
