@@ -1393,7 +1393,7 @@ def go_everywhere(cofi, sparsebert):
 
     sparsebert.distillation(bert, bert(**batch), teacher, out_t,
                             batch | {"label": torch.zeros(6).long()}, {1: list(range(9))})
-    sparsebert.magnitude_mask(torch.randn(24, 40), torch.ones(24, 40).bool(), 0.5, block=2)
+    sparsebert.magnitude_mask(torch.randn(24, 40), torch.ones(24, 40).bool(), 0.5, block=8)
     sparsebert.small_dense(bert, 0.5)
     sparsebert.with_csr(bert)(**batch)
     start = np.cumsum([0, 11, 10, 9, 8, 7, 5])
