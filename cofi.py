@@ -19,6 +19,7 @@ To be read from the top, in the order of the paper:
     7  Report                score, speed, and a drawing of what is left
     8  Main                  one run from beginning to end
 
+A § at the end of a line names the paper's equation; the README lists them all, with their tests.
 Two alphabets. Dimensions, in the shape at the end of a line:
 
     B batch   T tokens   L layers   d hidden width   h heads   k width of a head   f FFN units
@@ -303,7 +304,7 @@ def sample_z(log_alpha, u=None):
     if u is None:
         u = torch.empty_like(log_alpha).uniform_(EPS, 1 - EPS)
     sigma = torch.sigmoid((torch.logit(u) + log_alpha) / BETA)
-    return (sigma * (RIGHT - LEFT) + LEFT).clamp(0, 1)              # hard concrete
+    return (sigma * (RIGHT - LEFT) + LEFT).clamp(0, 1)              # § hard concrete
 
 
 def p_open(log_alpha):
@@ -313,12 +314,12 @@ def p_open(log_alpha):
     >>> p_open(torch.tensor([-3.0, 0.0, 3.0]))
     tensor([0.1976, 0.8318, 0.9900])
     """
-    return torch.sigmoid(log_alpha - BETA * math.log(-LEFT / RIGHT))    # P(z > 0)
+    return torch.sigmoid(log_alpha - BETA * math.log(-LEFT / RIGHT))    # § P(z > 0)
 
 
 def soft_z(log_alpha):
     """The final value of a mask that stays open. 0.8: a constant of the authors' library."""
-    return torch.sigmoid(log_alpha / BETA * 0.8)                    # final z
+    return torch.sigmoid(log_alpha / BETA * 0.8)                    # § final z
 
 
 class Masks(nn.Module):
@@ -382,7 +383,7 @@ def lagrangian(s, t, lambda1, lambda2):
 
     While s < t, ascent makes lambda1 negative, so that descent on lambda1 s raises s.
     """
-    return lambda1 * (s - t) + lambda2 * (s - t) ** 2               # ()             L_c
+    return lambda1 * (s - t) + lambda2 * (s - t) ** 2               # ()             § L_c
 
 
 # --------------------------------------------------------------------------------------------------
@@ -445,7 +446,7 @@ def match(distance, is_open, matching):
     limit, m, found = torch.full_like(layer[0], L), [None] * n, [None] * n
     for i in reversed(range(n)):
         candidate = is_open & (layer < limit)                       # (L)
-        m[i] = distance[i].masked_fill(~candidate, torch.inf).argmin()  # ()         §3.2 m(i)
+        m[i] = distance[i].masked_fill(~candidate, torch.inf).argmin()  # ()           §3.2 m(i)
         found[i] = candidate.any()
         if matching == "ordered":
             limit = m[i]                                            # 0 if none was left
@@ -501,15 +502,35 @@ def rank(score):
     return score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
 
+def keep_expected(p, place):
+    """{group: 0 or 1}: the layers with P(z > 0) >= .5, and as many units as are expected to be open.
+
+    p: {group: P(z > 0)}; place: {group: rank of each mask in its row}, 0 for what is kept first. A
+    row: the heads or FFN units of one layer, or the hidden vector.
+
+    Example:
+    >>> p = torch.tensor([0.2, 0.9, 0.6, 0.5])              # 2.2 of 4 are expected to be open
+    >>> keep_expected({"z_hidn": p}, {"z_hidn": rank(p)})
+    {'z_hidn': tensor([0., 1., 1., 0.])}
+    """
+    z = {}
+    for group, chance in p.items():
+        if group in ("z_mha", "z_ffn"):
+            z[group] = chance >= 0.5
+        else:
+            expected = chance.sum(-1, keepdim=True).round()
+            z[group] = place[group] < expected                      # § deterministic z
+    return {group: mask.to(p[group]) for group, mask in z.items()}
+
+
 @torch.no_grad()
 def decide(masks, t):
     """The final masks: what was learned, made to fill the budget, so of sparsity t or just above.
 
     First all log_alpha are shifted alike until the expected sparsity is t (by next to nothing, if
-    the Lagrangian has brought it there). Then a layer stays if P(z > 0) >= .5; the hidden vector
-    and each layer's heads keep as many open as they expect, the highest log_alpha first. Only the
-    finest group (FFN units; if those are off, hidden dimensions, heads or layers) is ranked across
-    all layers, and fills what the others leave of the budget. (Paper: no such filling.)
+    the Lagrangian has brought it there). Then keep_expected says what stays. Only the finest group
+    (FFN units; if those are off, hidden dimensions, heads or layers) is ranked across all layers,
+    and fills what the others leave of the budget. (Paper: no such filling.)
     Returns {group: z}: 0 if closed or in a dead layer, its soft value if open, 1 if the group is
     switched off.
     """
@@ -520,23 +541,20 @@ def decide(masks, t):
              for group, a in alphas.items()}
     everything = alphas[fine].numel()
     full = size(masks.k, **{group: torch.ones_like(a) for group, a in alphas.items()}).item()
-    budget = math.floor((1 - t) * full + 1e-6)
+    budget = math.floor((1 - t) * full + 1e-6)                      # § budget
+
+    def chances(shift):
+        return {group: p_open(a + shift) for group, a in alphas.items()}
 
     def structure(shift, n):
         """{group: 0 or 1} with every log_alpha shifted, and the best n of the finest group."""
-        z = {}
-        for group, a in alphas.items():
-            p = p_open(a + shift)
-            whole = group in ("z_mha", "z_ffn")
-            z[group] = p >= 0.5 if whole else place[group] < p.sum(-1, keepdim=True).round()
-        z[fine] = place[fine] < n
-        return {group: mask.double() for group, mask in z.items()}
+        return keep_expected(chances(shift), place) | {fine: (place[fine] < n).double()}
 
     def fits(shift, n):
         return size(masks.k, **structure(shift, n)).item() <= budget
 
     def expected(shift):
-        return size(masks.k, **{group: p_open(a + shift) for group, a in alphas.items()}).item()
+        return size(masks.k, **chances(shift)).item()
 
     # A shift is of use if the structure is within the budget without the finest group and beyond it
     # with all of that: the one of the right expected size if it can be, otherwise the nearest.
@@ -553,51 +571,69 @@ def decide(masks, t):
             for group, a in masks.log_alpha().items()}
 
 
+def fold(new, old, rows, columns):
+    """What two masks leave of a matrix, diag(rows) W diag(columns), and of its bias, if it has one.
+
+    old: a Linear or Embedding; rows (out), columns (in): 0 removes, any other value is folded in;
+    new: its counterpart of the size that is left, written to.
+    """
+    kept = old.weight[rows > 0][:, columns > 0]
+    new.weight.copy_(rows[rows > 0][:, None] * kept * columns[columns > 0])     # § cut
+    if hasattr(old, "bias"):
+        new.bias.copy_((rows * old.bias)[rows > 0])
+
+
+def fold_norm(new, old, z_hidn):
+    """The same for a LayerNorm, whose weight and bias are multiplied by z_hidn (d)."""
+    new.weight.copy_((old.weight * z_hidn)[z_hidn > 0])
+    new.bias.copy_((old.bias * z_hidn)[z_hidn > 0])
+
+
+def fold_mha(new, old, z_mha, z_head, z_hidn):
+    """An MHA: z_head goes into the columns of out, z_mha and z_hidn into its rows and bias.
+
+    What reads the stream (query, key, value) only loses what is closed: sign() is 1 where z > 0.
+    """
+    z = z_head.repeat_interleave(old.k)                             # (h k)
+    for name in ("query", "key", "value"):
+        fold(getattr(new, name), getattr(old, name), z.sign(), z_hidn.sign())
+    fold(new.out, old.out, z_mha * z_hidn, z)
+    fold_norm(new.norm, old.norm, z_hidn)
+
+
+def fold_ffn(new, old, z_ffn, z_int, z_hidn):
+    """An FFN: z_int goes into the columns of down, z_ffn and z_hidn into its rows and bias."""
+    fold(new.up, old.up, z_int.sign(), z_hidn.sign())
+    fold(new.down, old.down, z_ffn * z_hidn, z_int)
+    fold_norm(new.norm, old.norm, z_hidn)
+
+
 @torch.no_grad()
 def cut(bert, z):
     """The network that is left: what a closed mask hides removed, soft values folded into weights.
 
     z: the five masks, as from decide(). Returns a new BERT; its logits equal the masked one's.
     """
-    c, on = bert.config, {group: mask > 0 for group, mask in z.items()}
-    keep, z_hidn = on["z_hidn"], z["z_hidn"]                        # (d), (d)
-    h = on["z_head"].sum(1) * alive(z["z_mha"], z["z_head"])        # (L)
-    f = on["z_int"].sum(1) * alive(z["z_ffn"], z["z_int"])          # (L)
-    sizes = {"d": int(keep.sum()), "heads": h.tolist(), "ffn": f.tolist()}
-    small = BERT(Config(**asdict(c) | sizes)).to(keep.device)
-    one, every = z_hidn.new_ones(()), slice(None)
-    # A soft value goes into the matrix after it: z_head and z_int scale columns of out and down;
-    # z_mha, z_ffn and z_hidn their rows and bias; z_hidn also the LayerNorm. What reads the stream
-    # (query, key, value, up, pooler) only loses the columns of closed dimensions.
-
-    def copy(new, old, rows, columns, row_scale=one, column_scale=one):
-        """What stays of a matrix: diag(row_scale) W diag(column_scale); and of its bias."""
-        new.weight.copy_((old.weight * row_scale[..., None] * column_scale)[rows][:, columns])
-        if hasattr(old, "bias"):
-            new.bias.copy_((old.bias * row_scale)[rows])
-
-    def copy_norm(new, old):
-        new.weight.copy_((old.weight * z_hidn)[keep])
-        new.bias.copy_((old.bias * z_hidn)[keep])
-
+    z_hidn = z["z_hidn"]                                            # (d)
+    h = (z["z_head"] > 0).sum(1) * alive(z["z_mha"], z["z_head"])   # (L)
+    f = (z["z_int"] > 0).sum(1) * alive(z["z_ffn"], z["z_int"])     # (L)
+    sizes = {"d": int((z_hidn > 0).sum()), "heads": h.tolist(), "ffn": f.tolist()}
+    small = BERT(Config(**asdict(bert.config) | sizes)).to(z_hidn.device)
     for name in ("word", "position", "segment"):
-        copy(getattr(small.embeddings, name), getattr(bert.embeddings, name), every, keep)
-    copy_norm(small.embeddings.norm, bert.embeddings.norm)
+        old = getattr(bert.embeddings, name)
+        every = z_hidn.new_ones(len(old.weight))
+        fold(getattr(small.embeddings, name), old, every, z_hidn.sign())
+    fold_norm(small.embeddings.norm, bert.embeddings.norm, z_hidn)
     for i, (new, old) in enumerate(zip(small.layers, bert.layers)):
         if new.mha is not None:
-            scale = z["z_head"][i].repeat_interleave(c.k)           # (h k)
-            for name in ("query", "key", "value"):
-                copy(getattr(new.mha, name), getattr(old.mha, name), scale > 0, keep)
-            copy(new.mha.out, old.mha.out, keep, scale > 0, z["z_mha"][i] * z_hidn, scale)
-            copy_norm(new.mha.norm, old.mha.norm)
+            fold_mha(new.mha, old.mha, z["z_mha"][i], z["z_head"][i], z_hidn)
         if new.ffn is not None:
-            scale = z["z_int"][i]                                   # (f)
-            copy(new.ffn.up, old.ffn.up, scale > 0, keep)
-            copy(new.ffn.down, old.ffn.down, keep, scale > 0, z["z_ffn"][i] * z_hidn, scale)
-            copy_norm(new.ffn.norm, old.ffn.norm)
-    if not c.span:
-        copy(small.pooler, bert.pooler, every, keep)
-    copy(small.classifier, bert.classifier, every, keep if c.span else every)
+            fold_ffn(new.ffn, old.ffn, z["z_ffn"][i], z["z_int"][i], z_hidn)
+    if bert.config.span:
+        fold(small.classifier, bert.classifier, z_hidn.new_ones(2), z_hidn.sign())
+    else:
+        fold(small.pooler, bert.pooler, z_hidn.new_ones(bert.config.pooler), z_hidn.sign())
+        small.classifier.load_state_dict(bert.classifier.state_dict())
     return small.train(bert.training)
 
 

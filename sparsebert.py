@@ -86,11 +86,11 @@ def magnitude_mask(weight, mask, sparsity, block=1):
     tensor([[False, False],
             [ True,  True]])
     """
-    score = blocks_of(weight.abs(), block).sum((-1, -2))            # (rows / block, ...)
+    score = blocks_of(weight.abs(), block).sum((-1, -2))    # (rows / block, columns / block)
     score = score.masked_fill(~blocks_of(mask, block).any(-1).any(-1), -1)  # no regrowth
     kept = how_many(score.numel(), sparsity)
     new = torch.zeros(score.numel(), dtype=torch.bool, device=weight.device)
-    new[score.flatten().topk(kept).indices] = True                  # magnitude mask
+    new[score.flatten().topk(kept).indices] = True                  # § magnitude mask
     return new.view_as(score).repeat_interleave(block, 0).repeat_interleave(block, 1)
 
 
@@ -101,7 +101,7 @@ def cubic(t, sparsity):
     >>> [round(cubic(t, 0.8), 3) for t in (0, 0.25, 0.5, 1)]
     [0.0, 0.463, 0.7, 0.8]
     """
-    return sparsity * (1 - (1 - t) ** 3)                            # cubic schedule
+    return sparsity * (1 - (1 - t) ** 3)                            # § cubic schedule
 
 
 def events(steps, cfg, sparsity):
@@ -139,14 +139,14 @@ def open_masks(bert):
 def hidden_loss(H_s, H_t, real):
     """MSE of hidden states (B, T, d) over the real tokens. real (B, T) bool, False at padding."""
     error = (H_s - H_t.float()).square().mean(-1)                   # (B, T)
-    return (error * real).sum() / real.sum()                        # ()             L_hidden
+    return (error * real).sum() / real.sum()                        # ()             § L_hidden
 
 
 def attention_loss(A_s, A_t, real):
     """MSE of attention scores before softmax, (B, h, T, T), from real tokens to real tokens."""
     both = (real[:, :, None] & real[:, None, :])[:, None]           # (B, 1, T, T)
     error = (A_s.float() - A_t.float()).square() * both             # (B, h, T, T)
-    return error.sum() / (both.sum() * A_s.shape[1])                # ()             L_att
+    return error.sum() / (both.sum() * A_s.shape[1])                # ()             § L_att
 
 
 def distillation(bert, out, teacher, out_t, batch, heads, labels=False):
@@ -167,7 +167,7 @@ def distillation(bert, out, teacher, out_t, batch, heads, labels=False):
     if labels or out.logits.shape[-1] == 1:
         pred = label_loss(out.logits.float(), batch["label"])
     else:
-        pred = pred_loss(out.logits.float(), out_t.logits.float(), 1.0)     # ()     L_pred
+        pred = pred_loss(out.logits.float(), out_t.logits.float(), 1.0)     # ()   § L_pred
     return torch.stack([hidden, attention, pred])                   # (3)
 
 
@@ -209,8 +209,8 @@ def small_dense(bert, sparsity):
     for i in stay:
         mha, ffn = bert.layers[i].mha, bert.layers[i].ffn
         heads = sum(w.abs().unflatten(0, (-1, c.k)).sum((1, 2)) for w in (
-            mha.query.weight, mha.key.weight, mha.value.weight, mha.out.weight.T))  # (h)
-        units = ffn.up.weight.abs().sum(1) + ffn.down.weight.abs().sum(0)           # (f)
+            mha.query.weight, mha.key.weight, mha.value.weight, mha.out.weight.T))  # (c.heads[0])
+        units = ffn.up.weight.abs().sum(1) + ffn.down.weight.abs().sum(0)           # (c.ffn[0])
         z["z_mha"][i] = z["z_ffn"][i] = 1
         z["z_head"][i, heads.topk(h).indices.cpu()] = 1
         z["z_int"][i, units.topk(f).indices.cpu()] = 1
@@ -352,7 +352,7 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
                 now = distillation(bert, out, teacher, out_t, x | {"label": label}, heads,
                                    labels=not cfg.pred_weight)
             else:
-                now = F.pad(label_loss(out.logits.float(), label)[None], (2, 0))    # (0, 0, loss)
+                now = F.pad(label_loss(out.logits.float(), label)[None], (2, 0))       # 0, 0, loss
         optimizer.param_groups[0]["lr"] = lr * (1 - (step - 1) / total if cfg.decay else 1)
         optimizer.zero_grad()
         (now @ weight).backward()
@@ -440,10 +440,10 @@ class SparseLinear(nn.Module):
         with warnings.catch_warnings():     # "beta state", said once for every program
             warnings.simplefilter("ignore")
             self.weight = linear.weight.detach().to_sparse_csr()
-        self.bias = linear.bias.detach()[:, None]                   # (out, 1)
+        self.bias = linear.bias.detach()[:, None]                   # (outputs, 1)
 
     def forward(self, x):
-        columns = x.flatten(0, -2).T                                # (in, tokens)
+        columns = x.flatten(0, -2).T                                # (inputs, tokens)
         return torch.addmm(self.bias, self.weight, columns).T.unflatten(0, x.shape[:-1])
 
 

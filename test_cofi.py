@@ -1,12 +1,21 @@
 """The specification of cofi.py: each equation against an oracle that is written another way.
 
-    python -m pytest -q                     all of it, offline, half a minute
+    python -m pytest -q                     all of it, offline, two minutes
     python -m pytest -q -k expected_size    one equation
+    python -m pytest -q -m part3            the tests of one assignment
+
+    python test_cofi.py --guide                     the README's links, set to today's lines
+    python test_cofi.py --assignment FOLDER         a copy of the project to fill in
+    python test_cofi.py --answer 3b 12.5            is that the answer to question 3b?
 """
+import argparse
+import ast
 import csv
 import dataclasses
 import doctest
 import functools
+import hashlib
+import io
 import itertools
 import json
 import math
@@ -14,10 +23,17 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
+import tokenize
+import types
+import warnings
+from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -35,8 +51,10 @@ from data.toy import prepare as toy
 
 torch.set_num_threads(1)       # at these sizes a second thread only waits
 
+HERE = Path(__file__).parent
 MINILM = cofi.Config(100, 64, 2, 384, 32, [12] * 6, [1536] * 6, 384, labels=["no", "yes"])
 TINY = cofi.Config(100, 64, 2, 16, 4, [4, 4, 4], [24, 24, 24], 16, labels=["no", "yes"])
+ODD = cofi.Config(100, 64, 2, 13, 7, [3] * 5, [17] * 5, 19, labels=["no", "yes"])    # none is alike
 
 
 @pytest.fixture(autouse=True)
@@ -75,13 +93,72 @@ def random_log_alpha(config, spread=3.0, groups=cofi.Masks.GROUPS):
     return masks
 
 
-def close(a, b, atol=1e-5):
-    torch.testing.assert_close(a, b, atol=atol, rtol=1e-5)
+def part(number):
+    """Marks a test as one of an assignment: pytest -m part3."""
+    with warnings.catch_warnings():     # pytest would have marks registered in a file of their own
+        warnings.simplefilter("ignore", pytest.PytestUnknownMarkWarning)
+        return getattr(pytest.mark, f"part{number}")
+
+
+def close(got, want, hint="", atol=1e-5):
+    """Equal up to rounding? If not: what was expected, what came, and the likely mistake."""
+    __tracebackhide__ = True
+    got, want = (torch.as_tensor(x).detach().double() for x in (got, want))
+    text = [f"shape {tuple(x.shape)}" for x in (want, got)]
+    if got.shape == want.shape:
+        if torch.allclose(got, want, atol=atol, rtol=1e-5):
+            return
+        worst = (got - want).abs().nan_to_num(torch.inf).argmax().item()
+        at = tuple(int(i) for i in np.unravel_index(worst, got.shape))
+        where = f" at {at} of {tuple(got.shape)}" if at else ""
+        text = [f"{x[at].item():.6g}{where}" for x in (want, got)]
+    raise AssertionError(f"expected {text[0]}\n     got {text[1]}\n  likely {hint or 'unknown'}")
+
+
+@torch.no_grad()
+def by_hand(bert, batch, z=None):
+    """The logits of a BERT, masked or cut, row by row and head by head: none of its own code runs.
+
+    Padding is left out, not masked; a closed sub-layer is skipped, a closed dimension stays 0.
+    """
+    c, e, L = bert.config, bert.embeddings, len(bert.layers)
+    z = z or {"z_mha": [1] * L, "z_head": [[1] * h for h in c.heads], "z_hidn": torch.ones(c.d),
+              "z_ffn": [1] * L, "z_int": [torch.ones(f) for f in c.ffn]}
+    hidn, kept = z["z_hidn"], z["z_hidn"] > 0
+
+    def linear(part, x, rows=slice(None)):
+        return x @ part.weight[rows].T + part.bias[rows]
+
+    def norm(part, x):
+        y, (mean, var) = torch.zeros_like(x), (x[:, kept].mean(1), x[:, kept].var(1, correction=0))
+        y[:, kept] = (x[:, kept] - mean[:, None]) / (var[:, None] + part.eps).sqrt()
+        return (y * part.weight + part.bias) * hidn
+
+    def attention(part, x, i):
+        rows = slice(i * c.k, (i + 1) * c.k)
+        q, k, v = (linear(f, x, rows) for f in (part.query, part.key, part.value))
+        return (q @ k.T / math.sqrt(c.k)).softmax(-1) @ v @ part.out.weight[:, rows].T
+
+    logits = []
+    for ids, segments, real in zip(batch["ids"], batch["segments"], batch["real"]):
+        x = e.word.weight[ids[real]] + e.segment.weight[segments[real]]
+        x = norm(e.norm, x + e.position.weight[:len(x)])
+        for l, layer in enumerate(bert.layers):
+            if z["z_mha"][l] > 0 and any(z["z_head"][l]):
+                heads = [g * attention(layer.mha, x, i) for i, g in enumerate(z["z_head"][l])]
+                y = (sum(heads) + layer.mha.out.bias) * z["z_mha"][l]
+                x = norm(layer.mha.norm, x + y * hidn)
+            if z["z_ffn"][l] > 0 and any(z["z_int"][l]):
+                y = linear(layer.ffn.down, F.gelu(linear(layer.ffn.up, x)) * z["z_int"][l])
+                x = norm(layer.ffn.norm, x + y * z["z_ffn"][l] * hidn)
+        logits.append(linear(bert.classifier, torch.tanh(linear(bert.pooler, x[:1])))[0])
+    return torch.stack(logits)
 
 
 # ---- 1. BERT -------------------------------------------------------------------------------------
 
 
+@part(2)
 def test_layer_is_the_one_of_torch():
     ours = make_bert().layers[0]
     theirs = nn.TransformerEncoderLayer(16, 4, 24, activation="gelu", batch_first=True,
@@ -97,7 +174,8 @@ def test_layer_is_the_one_of_torch():
         theirs.self_attn.in_proj_bias.copy_(torch.cat([linear.bias for linear in qkv]))
     x, real = torch.randn(5, 11, 16), make_batch()["real"]
     bias = torch.zeros(real.shape).masked_fill(~real, -torch.inf)[:, None, None]
-    close(ours(x, bias)[real], theirs(x, src_key_padding_mask=~real)[real])
+    close(ours(x, bias)[real], theirs(x, src_key_padding_mask=~real)[real],
+          "post-norm: norm(x + sub-layer(x)); softmax(scores / sqrt(k) + bias) over the last T")
 
 
 def test_embeddings_and_head():
@@ -115,88 +193,135 @@ def test_embeddings_and_head():
     assert len(out.hidden) == 1 + 3
 
 
+@part(2)
+def test_attention_scores():
+    """Nested loops over rows, heads and tokens; softmax of them is what attends."""
+    bert, x = make_bert(ODD), torch.randn(2, 5, 13)
+    mha, expected = bert.layers[0].mha, torch.zeros(2, 3, 5, 5)
+    q, k = (F.linear(x, m.weight, m.bias) for m in (mha.query, mha.key))
+    for b, h, i, j in itertools.product(range(2), range(3), range(5), range(5)):
+        terms = [q[b, i, 7 * h + n] * k[b, j, 7 * h + n] for n in range(7)]
+        expected[b, h, i, j] = sum(terms) / math.sqrt(7)
+    close(mha.scores(x), expected, "head h has k columns, from h k on; divide by sqrt k")
+
+
+@part(2)
 def test_mha_with_masks():
     """MHA(X) = z_mha sum_i z_head[i] Att_i(X), times z_hidn: head by head, token by token."""
-    mha, z = make_bert().layers[0].mha, make_masks()
+    mha, z = make_bert(ODD).layers[0].mha, make_masks(ODD)
     z_mha, z_head, z_hidn = z["z_mha"][0], z["z_head"][0], z["z_hidn"]
-    x = torch.randn(5, 16) * z_hidn
+    x = torch.randn(5, 13) * z_hidn
     y = mha.out.bias.repeat(5, 1)
-    for i in range(4):
-        rows = slice(4 * i, 4 * i + 4)
+    for i in range(3):
+        rows = slice(7 * i, 7 * i + 7)
         q, k, v = (x @ f.weight[rows].T + f.bias[rows] for f in (mha.query, mha.key, mha.value))
         for t in range(5):
-            score = torch.stack([q[t] @ k[u] / math.sqrt(4) for u in range(5)])
+            score = torch.stack([q[t] @ k[u] / math.sqrt(7) for u in range(5)])
             attention = torch.softmax(score, 0)
             att = mha.out.weight[:, rows] @ sum(attention[u] * v[u] for u in range(5))
             y[t] = y[t] + z_head[i] * att
-    close(mha(x[None], 0.0, z_mha, z_head, z_hidn)[0], mha.norm(x + z_mha * y * z_hidn, z_hidn))
+    close(mha(x[None], 0.0, z_mha, z_head, z_hidn)[0], mha.norm(x + z_mha * y * z_hidn, z_hidn),
+          "z_head scales a head before out, z_mha and z_hidn what out gives, its bias included; "
+          "the residual is not scaled")
 
 
+@part(2)
 def test_ffn_with_masks():
     """FFN(X) = z_ffn gelu(X W_U) diag(z_int) W_D, times z_hidn: unit by unit."""
-    ffn, z = make_bert().layers[0].ffn, make_masks()
+    ffn, z = make_bert(ODD).layers[0].ffn, make_masks(ODD)
     z_ffn, z_int, z_hidn = z["z_ffn"][0], z["z_int"][0], z["z_hidn"]
-    x = torch.randn(5, 16) * z_hidn
+    x = torch.randn(5, 13) * z_hidn
     y = ffn.down.bias.repeat(5, 1)
-    for j in range(24):
+    for j in range(17):
         u = x @ ffn.up.weight[j] + ffn.up.bias[j]
         gelu = u * 0.5 * (1 + torch.erf(u / math.sqrt(2)))
         y = y + z_int[j] * gelu[:, None] * ffn.down.weight[:, j]
-    close(ffn(x, z_ffn, z_int, z_hidn), ffn.norm(x + z_ffn * y * z_hidn, z_hidn))
+    close(ffn(x, z_ffn, z_int, z_hidn), ffn.norm(x + z_ffn * y * z_hidn, z_hidn),
+          "z_int comes after gelu, z_ffn and z_hidn after down; gelu is the exact one, by erf")
 
 
+@part(2)
 def test_norm_is_the_layernorm_of_what_is_kept():
-    norm, z = make_bert().layers[0].mha.norm, make_masks()["z_hidn"]
-    kept, x = z > 0, torch.randn(5, 16)
+    norm, z = make_bert(ODD).layers[0].mha.norm, make_masks(ODD)["z_hidn"]
+    kept, x = z > 0, torch.randn(5, 13)
     want = nn.functional.layer_norm(x[:, kept], (int(kept.sum()),), norm.weight[kept],
                                     norm.bias[kept], norm.eps)
     got = norm(x, z)
-    close(got[:, kept], want * z[kept])
-    assert (got[:, ~kept] == 0).all()
+    close(got[:, kept], want * z[kept], "mean and variance are of the kept dimensions only, divided"
+          " by their number; z_hidn multiplies last")
+    close(got[:, ~kept], 0 * x[:, ~kept], "a closed dimension is 0, whatever the bias")
+    close(norm(x), nn.functional.layer_norm(x, (13,), norm.weight, norm.bias, norm.eps),
+          "without z_hidn it is an ordinary LayerNorm")
 
 
+@part(2)
 def test_masks_of_ones_change_nothing():
-    bert, batch = make_bert(), make_batch()
-    ones = {group: torch.ones_like(z) for group, z in make_masks().items()}
-    close(bert(**batch).logits, bert(**batch, **ones).logits)
+    bert, batch = make_bert(ODD), make_batch()
+    ones = {group: torch.ones_like(z) for group, z in make_masks(ODD).items()}
+    close(bert(**batch, **ones).logits, bert(**batch).logits, "is a mask added, or squared?")
 
 
-@pytest.mark.parametrize("dead", [{"z_mha": 0}, {"z_head": 0}, {"z_ffn": 0}, {"z_int": 0}])
+@part(2)
+@pytest.mark.parametrize("soft", [False, True])
+def test_bert_with_masks(soft):
+    """The whole network: logits as they are without any tensor of masks or of padding."""
+    bert, batch, z = make_bert(ODD), make_batch(), make_masks(ODD, soft)
+    close(bert(**batch, **z).logits, by_hand(bert, batch, z), "each sub-layer alone may be right: "
+          "is padding kept out (the bias), is a dead sub-layer the identity?", atol=1e-4)
+
+
+@part(2)
+@pytest.mark.parametrize("dead", ["z_mha", "z_head", "z_ffn", "z_int"])
 def test_dead_sublayer_is_the_identity(dead):
     """...whether its own mask is closed or all of its units are, and whatever its biases say."""
-    layer, z = make_bert().layers[0], {group: m[0] for group, m in make_masks(soft=False).items()}
-    for group in dead:
-        z[group] = torch.zeros_like(z[group])
-    z_hidn, x, bias = torch.ones(16), torch.randn(2, 5, 16), 0.0
+    layer = make_bert(ODD).layers[0]
+    z = {group: m[0] for group, m in make_masks(ODD, soft=False).items()}
+    z[dead] = torch.zeros_like(z[dead])
+    z_hidn, x, bias = torch.ones(13), torch.randn(2, 5, 13), 0.0
     got = layer(x, bias, z["z_mha"], z["z_head"], z["z_ffn"], z["z_int"], z_hidn)
-    if "z_mha" in dead or "z_head" in dead:
-        close(got, layer.ffn(x, z["z_ffn"], z["z_int"], z_hidn))
-    else:
-        close(got, layer.mha(x, bias, z["z_mha"], z["z_head"], z_hidn))
+    want = layer.ffn(x, z["z_ffn"], z["z_int"], z_hidn) if dead in ("z_mha", "z_head") else \
+        layer.mha(x, bias, z["z_mha"], z["z_head"], z_hidn)
+    close(got, want, "torch.where(alive(...), y, x): a dead sub-layer leaves x, its norm included")
 
 
 # ---- 2. Hard concrete ----------------------------------------------------------------------------
 
 
+@part(1)
 @pytest.mark.parametrize("log_alpha", [-4.0, -1.0, 0.0, 2.0, 4.0])
-def test_p_open_by_monte_carlo(log_alpha):
+def test_p_open(log_alpha):
     """P(z > 0), and at the other end P(z < 1), are the frequencies of a million draws."""
+    u = torch.rand(1_000_000)
+    stretched = 1.2 * torch.sigmoid(1.5 * ((u / (1 - u)).log() + log_alpha)) - 0.1
+    close(cofi.p_open(torch.tensor(log_alpha)), (stretched > 0).double().mean(),
+          "P(z > 0) = sigmoid(log_alpha - beta log(-l / r))", atol=2e-3)
     z = cofi.sample_z(torch.full((1_000_000,), log_alpha))
-    assert 0 <= z.min() and z.max() <= 1
-    above_0 = cofi.p_open(torch.tensor(log_alpha)).item()
-    below_1 = cofi.p_open(torch.tensor(-log_alpha)).item()  # z is distributed symmetrically
-    assert (z > 0).double().mean().item() == pytest.approx(above_0, abs=2e-3)
-    assert (z < 1).double().mean().item() == pytest.approx(below_1, abs=2e-3)
+    assert 0 <= z.min() and z.max() <= 1, "a mask is clamped into [0, 1] after it was stretched"
+    close((z > 0).double().mean(), (stretched > 0).double().mean(),
+          "is the noise u uniform, and drawn for each mask? is z stretched below 0?", atol=2e-3)
+    close((z < 1).double().mean(), (stretched < 1).double().mean(),
+          "is z stretched to both sides, l = -.1 and r = 1.1?", atol=2e-3)
 
 
-def test_hard_concrete_value_and_gradient():
-    """z = clamp(s (r - l) + l), s = sigmoid((logit u + log_alpha) / beta), by hand at one u."""
+@part(1)
+def test_hard_concrete():
+    """z = clamp(s (r - l) + l), s = sigmoid((logit u + log_alpha) / beta), and dz / dlog_alpha."""
     log_alpha = torch.tensor([0.4, -9.0, 9.0], requires_grad=True)
     z = cofi.sample_z(log_alpha, torch.full((3,), 0.3))
     s = 1 / (1 + math.exp(-(math.log(0.3 / 0.7) + 0.4) / (2 / 3)))
-    close(z, torch.tensor([1.2 * s - 0.1, 0.0, 1.0]))
+    close(z, torch.tensor([1.2 * s - 0.1, 0.0, 1.0]),
+          "beta divides logit u and log_alpha together; stretch by r - l = 1.2, shift by l")
     z.sum().backward()
-    close(log_alpha.grad, torch.tensor([1.2 * s * (1 - s) * 1.5, 0.0, 0.0]))
+    close(log_alpha.grad, torch.tensor([1.2 * s * (1 - s) * 1.5, 0.0, 0.0]),
+          "the value is right, its gradient is not: does every step stay in torch?")
+
+
+@part(1)
+def test_final_z():
+    """sigmoid(0.8 log_alpha / beta)."""
+    want = [1 / (1 + math.exp(-0.8 * a * 1.5)) for a in (-3.0, 0.0, 2.0)]
+    close(cofi.soft_z(torch.tensor([-3.0, 0.0, 2.0])), torch.tensor(want),
+          "no noise and no stretch here: log_alpha / beta times 0.8, then the sigmoid")
 
 
 def test_switched_off_masks_stay_open():
@@ -208,61 +333,96 @@ def test_switched_off_masks_stay_open():
 # ---- 3. Size and Lagrangian ----------------------------------------------------------------------
 
 
-def test_expected_size():
+BERT_BASE = cofi.Config(30522, 512, 2, 768, 64, [12] * 12, [3072] * 12, 768)
+
+
+def size_by_loops(p, k):
     """4k sum_l,i,j z_mha[l] z_head[l,i] z_hidn[j] + 2 sum_l,i,j z_ffn[l] z_int[l,i] z_hidn[j]."""
-    p = {group: torch.rand_like(z).double() for group, z in make_masks().items()}
     want = 0.0
-    for l in range(3):
-        for j in range(16):
-            for i in range(4):
-                want += 4 * 4 * p["z_mha"][l] * p["z_head"][l, i] * p["z_hidn"][j]
-            for i in range(24):
-                want += 2 * p["z_ffn"][l] * p["z_int"][l, i] * p["z_hidn"][j]
-    close(cofi.size(4, **p), want, 1e-3)
+    for l in range(len(p["z_mha"])):
+        for hidn in p["z_hidn"].tolist():
+            for head in p["z_head"][l].tolist():
+                want += 4 * k * p["z_mha"][l].item() * head * hidn
+            for unit in p["z_int"][l].tolist():
+                want += 2 * p["z_ffn"][l].item() * unit * hidn
+    return want
 
 
+@part(3)
+def test_expected_size():
+    """The nested sums of the paper: a term for each head (4k weights a dimension) and unit (2)."""
+    p = {group: torch.rand_like(z).double() for group, z in make_masks(ODD).items()}
+    close(cofi.size(7, **p), size_by_loops(p, 7), "a head has four matrices of k columns, a unit "
+          "two of one; every sum runs over l, over i within l, and over j")
+
+
+@part(3)
+def test_sparsity():
+    """1 - s / M, M the size with every mask at 1."""
+    masks, z = cofi.Masks(ODD), make_masks(ODD)
+    full = size_by_loops({group: torch.ones_like(mask) for group, mask in z.items()}, 7)
+    close(masks.sparsity(z), 1 - size_by_loops(z, 7) / full, "1 - what is left / what there was")
+
+
+@part(3)
 def test_bert_base_has_84934656_weights_and_sparsity_0():
-    config = cofi.Config(30522, 512, 2, 768, 64, [12] * 12, [3072] * 12, 768)
-    with torch.device("meta"):
-        assert cofi.encoder_parameters(cofi.BERT(config)) == 84_934_656
-    masks = cofi.Masks(config)
+    masks = cofi.Masks(BERT_BASE)
     ones = {group: torch.ones_like(a) for group, a in masks.log_alpha().items()}
-    assert cofi.size(64, **ones).item() == 84_934_656
-    assert masks.sparsity(ones).item() == 0.0
-    assert masks.sparsity().item() < 0.04                   # and all masks start nearly open
+    close(cofi.size(64, **ones), 84_934_656.0, "12 (4 768^2 + 2 768 3072)", atol=0)
+    close(masks.sparsity(ones), 0.0, "M is the same sum, with masks of ones", atol=0)
+    close(cofi.encoder_parameters(make_bert(ODD)), 5 * (4 * 13 * 21 + 2 * 13 * 17),
+          "only matrices of the layers: no bias, no LayerNorm, no embedding, no pooler")
 
 
-def test_lagrangian_sign():
-    """Too dense: ascent takes lambda1 down, and descent on log_alpha then raises the sparsity."""
+def test_bert_base_has_so_many_parameters_as_well():
+    with torch.device("meta"):
+        assert cofi.encoder_parameters(cofi.BERT(BERT_BASE)) == 84_934_656
+    assert cofi.Masks(BERT_BASE).sparsity().item() < 0.04   # and all masks start nearly open
+
+
+@part(3)
+def test_lagrangian():
+    """L_c = lambda1 (s - t) + lambda2 (s - t)^2.
+
+    Too dense: ascent takes lambda1 down, and descent on log_alpha then raises the sparsity.
+    """
+    numbers = itertools.product((0.1, 0.7), (0.0, 0.6), (-2.0, 3.0), (0.0, 5.0))
+    for s, t, lambda1, lambda2 in numbers:
+        close(cofi.lagrangian(s, t, lambda1, lambda2), lambda1 * s - lambda1 * t
+              + lambda2 * (s * s - 2 * s * t + t * t), "lambda1 (s - t) + lambda2 (s - t)^2")
     s = torch.tensor(0.2, requires_grad=True)
     lambdas = torch.tensor([0.0, 0.0], requires_grad=True)
     cofi.lagrangian(s, 0.5, *lambdas).backward()
-    close(lambdas.grad, torch.tensor([0.2 - 0.5, (0.2 - 0.5) ** 2]))
+    close(lambdas.grad, torch.tensor([0.2 - 0.5, (0.2 - 0.5) ** 2]),
+          "s and t are sparsities: too dense is s < t, and then lambda1 has to fall")
     step = (lambdas + lambdas.grad).detach()                # ascent
     s.grad = None
     cofi.lagrangian(s, 0.5, *step).backward()
-    h, at = 1e-3, lambda v: cofi.lagrangian(v, 0.5, *step.tolist())
-    assert s.grad.item() == pytest.approx((at(0.2 + h) - at(0.2 - h)) / (2 * h), rel=1e-3)
-    assert s.grad < 0                                       # descent moves s up
+    assert s.grad < 0, "too dense: descent has to raise s; is it t - s instead of s - t?"
 
 
 # ---- 4. Distillation -----------------------------------------------------------------------------
 
 
-def test_pred_loss():
+@part(4)
+def test_L_pred():
     """sum_c p_t log(p_t / p_s) at temperature T, times T^2, mean over rows."""
     student, teacher, want = torch.randn(3, 4), torch.randn(3, 4), 0.0
     for s, t in zip((student / 2).softmax(-1), (teacher / 2).softmax(-1)):
         want += sum(t[c] * math.log(t[c] / s[c]) for c in range(4)) * 2**2 / 3
-    close(cofi.pred_loss(student, teacher, 2.0), torch.as_tensor(want))
-    assert cofi.pred_loss(teacher, teacher, 2.0).item() == pytest.approx(0, abs=1e-6)
+    close(cofi.pred_loss(student, teacher, 2.0), want, "the teacher is the target; both logits are "
+          "divided by T, the loss is multiplied by T^2; a mean over rows, a sum over classes")
+    close(cofi.pred_loss(teacher, teacher, 2.0), 0.0, "0 where they agree: KL, not cross-entropy")
 
 
-def test_pred_loss_of_a_regression_has_a_gradient():
+@part(4)
+def test_L_pred_of_a_regression():
+    """KL over one logit would be 0 and so would its gradient: squared error instead."""
     student = torch.tensor([[1.0], [3.0]], requires_grad=True)
     loss = cofi.pred_loss(student, torch.tensor([[2.0], [5.0]]), 2.0)
     loss.backward()
-    assert loss.item() == 2.5 and student.grad.flatten().tolist() == [-1.0, -2.0]
+    close(loss, 2.5, "one column of logits: MSE to the teacher's value, without temperature")
+    close(student.grad, torch.tensor([[-1.0], [-2.0]]), "the gradient of the mean square")
 
 
 def match_by_loops(distance, is_open, ordered):
@@ -277,19 +437,22 @@ def match_by_loops(distance, is_open, ordered):
     return m
 
 
+@part(4)
 @pytest.mark.parametrize("matching", ["free", "ordered"])
 @pytest.mark.parametrize("chance", [1.0, 0.5, 0.2, 0.0])
-def test_match(matching, chance):
+def test_m_of_i(matching, chance):
     """m(i) over random distances, also with dead layers and where no candidate is left."""
     for _ in range(50):
         distance, is_open = torch.rand(4, 12), torch.rand(12) < chance
         m, found = cofi.match(distance, is_open, matching)
         want = match_by_loops(distance.tolist(), is_open.tolist(), matching == "ordered")
-        assert torch.where(found, m, -1).tolist() == want
+        close(torch.where(found, m, -1), want, "-1: none found. Free: the closest open layer; "
+              "ordered: from the last i down, below the layer matched last")
 
 
+@part(4)
 @pytest.mark.parametrize("matching", ["free", "ordered", "fixed"])
-def test_layer_loss(matching):
+def test_L_layer(matching):
     """sum_i MSE(W H_s^m(i), H_t^i) over real tokens; padding and dead layers do not count."""
     real, is_open = make_batch(2, 5)["real"], torch.tensor([True, False, True, False, True, True])
     student, teacher = ([torch.randn(2, 5, 16) for _ in range(6)] for _ in range(2))
@@ -304,22 +467,79 @@ def test_layer_loss(matching):
     m = layers if matching == "fixed" else match_by_loops(distance, is_open, matching == "ordered")
     want = sum(distance[n][j] for n, j in enumerate(m) if j >= 0)
     loss, got_m = cofi.layer_loss(student, teacher, real, W, is_open, matching)
-    assert got_m.tolist() == m
-    assert loss.item() == pytest.approx(want, rel=1e-4)
+    close(got_m, m, "m(i) is the number of a student layer, from 0; -1 where none was found")
+    close(loss, want, "a mean over real tokens and dimensions, a sum over i; W_layer is applied to "
+          "the student's states", atol=1e-3)
     for hidden in (*student, *teacher):
         hidden[~real] = 1e3
     loss, _ = cofi.layer_loss(student, teacher, real, W, is_open, matching)
-    assert loss.item() == pytest.approx(want, rel=1e-4)
+    close(loss, want, "padding is counted, in the loss or in the distances", atol=1e-3)
 
 
-def test_layer_loss_without_any_open_layer_is_0():
+@part(4)
+def test_L_layer_without_any_open_layer_is_0():
     hidden, W = [torch.randn(2, 5, 16) for _ in range(6)], nn.Linear(16, 16, bias=False)
     real, is_open = torch.ones(2, 5).bool(), torch.zeros(6).bool()
     loss, m = cofi.layer_loss(hidden, hidden, real, W, is_open, "free")
-    assert loss.item() == 0 and m.tolist() == [-1] * 4
+    close(loss, 0.0, "a teaching layer that found nobody teaches nobody")
+    close(m, [-1] * 4, "-1 where none was found")
 
 
 # ---- 5. Cutting ----------------------------------------------------------------------------------
+
+
+@part(5)
+def test_deterministic_z():
+    """In each row the round(expected number of zeros) lowest close; a layer closes below .5."""
+    p = {group: torch.rand_like(z) for group, z in make_masks(ODD).items()}
+    z = cofi.keep_expected(p, {group: cofi.rank(chance) for group, chance in p.items()})
+    for group, rows in p.items():
+        if group in ("z_mha", "z_ffn"):
+            want = [float(chance >= 0.5) for chance in rows]
+        else:
+            want = torch.ones_like(rows)
+            for row, mask in zip(rows.view(-1, rows.shape[-1]), want.view(-1, rows.shape[-1])):
+                for _ in range(round(sum(1 - chance.item() for chance in row))):
+                    mask[(row + 9 * (1 - mask)).argmin()] = 0       # the lowest that is still open
+        close(z[group], want, f"{group}: P(z > 0) is summed over a row, not over all; then rounded")
+
+
+@part(5)
+def test_fold():
+    """Each weight that stays, times the mask of its row and that of its column."""
+    old, rows, columns = nn.Linear(9, 8), torch.rand(8), torch.rand(9)
+    rows[[1, 4, 5]] = columns[[0, 3]] = 0
+    new = nn.Linear(7, 5)
+    with torch.no_grad():
+        cofi.fold(new, old, rows, columns)
+    for i, r in enumerate([0, 2, 3, 6, 7]):
+        close(new.bias[i], old.bias[r] * rows[r], "the bias belongs to the rows, as their scale")
+        for j, c in enumerate([1, 2, 4, 5, 6, 7, 8]):
+            close(new.weight[i, j], old.weight[r, c] * rows[r] * columns[c],
+                  "scale, then remove: the kept rows and columns in their old order")
+
+
+@part(5)
+@pytest.mark.parametrize("soft, closed", [
+    (False, None), (True, None), (True, ("z_mha", 1)), (True, ("z_ffn", 1)), (True, ("z_head", 2)),
+    (True, ("z_int", slice(None)))])
+def test_cut(soft, closed):
+    """The cut network, by hand, gives the logits of the masked one, and has the weights left."""
+    bert, batch, z = make_bert(ODD), make_batch(), make_masks(ODD, soft)
+    if closed:
+        z[closed[0]][closed[1]] = 0
+    small = cofi.cut(bert, z)
+    close(by_hand(small, batch), by_hand(bert, batch, z), "z_head and z_int go into the columns of "
+          "out and down; z_mha, z_ffn and z_hidn into their rows and biases; z_hidn into every norm"
+          "; up, query, key and value only lose rows and columns", atol=1e-4)
+    left = [0, 0]
+    for l, j in itertools.product(range(5), range(13)):
+        for i in range(3):
+            left[0] += bool(z["z_mha"][l] * z["z_head"][l, i] * z["z_hidn"][j])
+        for i in range(17):
+            left[1] += bool(z["z_ffn"][l] * z["z_int"][l, i] * z["z_hidn"][j])
+    matrices = [p for p in small.layers.parameters() if p.dim() == 2]
+    assert sum(p.numel() for p in matrices) == 4 * 7 * left[0] + 2 * left[1]
 
 
 @pytest.mark.parametrize("t", [0.3, 0.5, 0.6, 0.75, 0.8, 0.9, 0.95, 0.97])
@@ -540,7 +760,8 @@ def test_metrics_against_known_values():
     assert metrics.spearman([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(tied)
 
 
-@pytest.mark.parametrize("module", [cofi, sparsebert, metrics, data.squad])
+@pytest.mark.parametrize("module", [cofi, sparsebert, metrics, data.squad,
+                                    sys.modules[__name__]])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 
@@ -1549,6 +1770,7 @@ def test_a_state_with_code_is_refused(offline, folder, tmp_path, capsys):
 # ---- sparsebert.py -------------------------------------------------------------------------------
 
 
+@part(6)
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.95, 0.99])
 def test_magnitude_mask(sparsity):
     """By sorting; what was pruned stays so although its weight has grown again."""
@@ -1557,13 +1779,15 @@ def test_magnitude_mask(sparsity):
     n = math.floor(24 * 40 * (1 - sparsity) + 1e-6)
     order = sorted(((W[i, j].abs().item() if before[i, j] else -1.0, i, j)
                     for i in range(24) for j in range(40)), reverse=True)
-    kept = {(i, j) for _, i, j in order[:n]}
-    assert kept == {(i, j) for i, j in mask.nonzero().tolist()}
-    assert int(mask.sum()) == n
-    if sparsity:
-        assert not (mask & ~before).any()
+    want = torch.zeros(24, 40)
+    for _, i, j in order[:n]:
+        want[i, j] = 1
+    close(mask, want, "the n of largest magnitude in the whole matrix, signs ignored; what the "
+          "mask before had closed is ranked below everything")
+    assert mask.dtype == torch.bool and int(mask.sum()) == n
 
 
+@part(6)
 def test_magnitude_mask_of_blocks():
     W, mask = torch.randn(12, 8), torch.ones(12, 8, dtype=torch.bool)
     mask = sparsebert.magnitude_mask(W, mask, 0.75, block=4)
@@ -1572,10 +1796,19 @@ def test_magnitude_mask_of_blocks():
     best = max(sums, key=sums.get)
     expected = torch.zeros(12, 8, dtype=torch.bool)
     expected[4 * best[0]:4 * best[0] + 4, 4 * best[1]:4 * best[1] + 4] = True
-    assert torch.equal(mask, expected)
+    close(mask, expected, "a block is judged by the sum of its magnitudes, and stays or goes whole")
 
 
-def test_cubic_schedule():
+@part(6)
+@pytest.mark.parametrize("t", [0.0, 0.25, 0.5, 0.9, 1.0])
+def test_cubic_schedule(t):
+    """s falls behind its end by a cube: its speed is 3 (1 - u)^2 of the whole, summed up from 0."""
+    want = sum(0.95 * 3 * (1 - (i + 0.5) * t / 1000) ** 2 * t / 1000 for i in range(1000))
+    close(sparsebert.cubic(t, 0.95), want, "s (1 - (1 - t)^3): fast first, s itself at t = 1")
+
+
+@part(6)
+def test_pruning_events():
     for n in (1, 7, 100, 1000):
         cfg = sparsebert.Settings.of("toy")
         cfg.events, cfg.end = 100, 0.7
@@ -1589,29 +1822,23 @@ def test_cubic_schedule():
     assert len(due) == 100
 
 
-def test_attention_scores():
-    """Nested loops over rows, heads and tokens; softmax of them is what attends."""
-    bert, x = make_bert(), torch.randn(2, 5, 16)
-    mha, expected = bert.layers[0].mha, torch.zeros(2, 4, 5, 5)
-    q, k = (F.linear(x, m.weight, m.bias) for m in (mha.query, mha.key))
-    for b, h, i, j in itertools.product(range(2), range(4), range(5), range(5)):
-        expected[b, h, i, j] = sum(q[b, i, 4 * h + n] * k[b, j, 4 * h + n] for n in range(4)) / 2
-    close(mha.scores(x), expected)
-
-
+@part(6)
 def test_attention_loss():
     A_s, A_t, real = torch.randn(3, 4, 6, 6), torch.randn(3, 4, 6, 6), make_batch(3, 6)["real"]
     terms = [(A_s[b, h, i, j] - A_t[b, h, i, j]) ** 2
              for b, h, i, j in itertools.product(range(3), range(4), range(6), range(6))
              if real[b, i] and real[b, j]]
-    close(sparsebert.attention_loss(A_s, A_t, real), torch.stack(terms).mean())
+    close(sparsebert.attention_loss(A_s, A_t, real), torch.stack(terms).mean(),
+          "a mean over heads and pairs of real tokens: padding counts neither as row nor column")
 
 
+@part(6)
 def test_hidden_loss():
     H_s, H_t, real = torch.randn(3, 6, 8), torch.randn(3, 6, 8), make_batch(3, 6)["real"]
     terms = [(H_s[b, i, j] - H_t[b, i, j]) ** 2 for b, i, j in
              itertools.product(range(3), range(6), range(8)) if real[b, i]]
-    close(sparsebert.hidden_loss(H_s, H_t, real), torch.stack(terms).mean())
+    close(sparsebert.hidden_loss(H_s, H_t, real), torch.stack(terms).mean(),
+          "a mean over dimensions and real tokens; divide by the number of these, not of all")
 
 
 def test_distillation_adds_up_the_layers():
@@ -1778,3 +2005,454 @@ def test_sparsebert_bad_input(tmp_path, capsys, case):
 def test_a_checkpoint_without_masked_lm_head(folder):
     with pytest.raises(BadInput, match="no masked-LM head"):
         data.read_mlm_head(folder, "cpu")
+
+
+# ---- Shapes: what stands behind a line is what the line made ------------------------------------
+
+SIZES = {"B": {6}, "T": {11}, "L": {5}, "n": {4}, "d": {13, 10}, "h": {9, 2}, "k": {7},
+         "f": {17, 14},                                     # two: of the dense and of the cut BERT
+         "vocab": {101}, "words": {50}, "rows": {24}, "columns": {40}, "tokens": {66},
+         "inputs": {13, 63, 17}, "outputs": {13, 63, 17}}
+
+
+def margin(source):
+    """{line: (shapes, tag)} of the comments at the ends of lines.
+
+    Example:
+    >>> margin("q = f(x)   # (B, T), (h k)   §3.1 MHA")
+    {1: (['B, T', 'h k'], '§3.1 MHA')}
+    """
+    found = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT and token.line[:token.start[1]].strip():
+            shapes = re.match(r"# (\([^()]*\)(?:, \([^()]*\))*)(?: |$)", token.string)
+            tag = re.search("§.*", token.string)
+            found[token.start[0]] = (re.findall(r"\((.*?)\)", shapes[1]) if shapes else [],
+                                     tag[0].strip() if tag else "")
+    return found
+
+
+def fits(shape, real, names, letters):
+    """Whether "T, h k, rows / block" can be the real shape. names: of the function; letters: bound.
+
+    A letter is what it was before in this call, or an int of the function, or one of its SIZES.
+    """
+    dims = [dim.strip().replace(" / ", "//").replace(" ", "*") for dim in shape.split(",") if dim]
+    for dim, size in zip(dims, real):
+        can_be = {}
+        for name in {node.id for node in ast.walk(ast.parse(dim)) if isinstance(node, ast.Name)}:
+            known = letters.get(name, names.get(name))
+            can_be[name] = [known] if isinstance(known, int) else SIZES.get(name, [known])
+        for choice in itertools.product(*can_be.values()):
+            bound = dict(zip(can_be, choice))
+            if eval(dim, {}, bound) == size:
+                letters.update(bound)
+                break
+        else:
+            return False
+    return len(dims) == len(real)
+
+
+class Claims(ast.NodeTransformer):
+    """The shapes that a file claims, and its code with a check of each.
+
+    The check follows an assignment, or surrounds what is returned, and gets the real value.
+    """
+
+    def __init__(self, file, source):
+        self.file, self.found, tree = file, {}, ast.parse(source)
+        inside = {line for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+                  for line in range(node.lineno, node.end_lineno + 1)}
+        self.said = {line: shapes for line, (shapes, _) in margin(source).items()
+                     if shapes and line in inside}
+        self.code = compile(ast.fix_missing_locations(self.visit(tree)), f"{file}.py", "exec")
+
+    def call(self, node, value):
+        call = ast.parse(f"_check({node.end_lineno}, _, locals(), _letters)", mode="eval").body
+        call.args[1] = value
+        return call
+
+    def visit_FunctionDef(self, node):
+        node.body.insert(0, ast.parse("_letters = {}").body[0])         # bound anew in each call
+        return self.generic_visit(node)
+
+    def visit_Assign(self, node):
+        if node.end_lineno not in self.said:
+            return node
+        made = ast.parse(ast.unparse(node.targets[0]), mode="eval").body
+        return [node, ast.Expr(self.call(node, made))]
+
+    def visit_Return(self, node):
+        if node.end_lineno in self.said:
+            node.value = self.call(node, node.value)
+        return node
+
+    def check(self, line, value, names, letters):
+        real = [tuple(getattr(x, "shape", ()))
+                for x in (value if isinstance(value, tuple) else (value,))]
+        right = len(real) == len(self.said[line]) and all(
+            fits(shape, x, names, letters) for shape, x in zip(self.said[line], real))
+        text = "" if right else f"is {', '.join(map(str, real))}"
+        self.found[line] = self.found.get(line) or text
+        return value
+
+    def wrong(self):
+        found = {line: self.found.get(line, "is never reached") for line in self.said}
+        return [f"{self.file}.py:{line}: ({'), ('.join(self.said[line])}) {text}"
+                for line, text in found.items() if text]
+
+
+def lies(sources, monkeypatch):
+    """What the shapes in {"cofi": source, "sparsebert": source} say and is not so, as text."""
+    claims, modules = [Claims(file, source) for file, source in sources.items()], {}
+    for claim in claims:
+        modules[claim.file] = types.ModuleType(claim.file)
+        modules[claim.file]._check = claim.check
+        monkeypatch.setitem(sys.modules, claim.file, modules[claim.file])
+        exec(claim.code, vars(modules[claim.file]))
+    go_everywhere(**modules)
+    return [lie for claim in claims for lie in claim.wrong()]
+
+
+def go_everywhere(cofi, sparsebert):
+    """Runs every line that claims a shape, masked, unmasked and cut; no two sizes are alike."""
+    config = cofi.Config(101, 23, 2, 13, 7, [9] * 5, [17] * 5, 19, labels=list("abcdefgh"))
+    bert, teacher, masks = cofi.BERT(config).eval(), cofi.BERT(config).eval(), cofi.Masks(config)
+    batch, z = make_batch(6, 11, 101), {g: torch.ones_like(a) for g, a in masks.sample().items()}
+    for group, left in ("z_head", 2), ("z_int", 14), ("z_hidn", 10):
+        z[group][..., left:] = 0
+    small, out_t = cofi.cut(bert, z), teacher(**batch)
+    cofi.BERT(dataclasses.replace(config, labels=None, span=True))(**batch)
+    cofi.decide(masks, 0.5)
+    cofi.lagrangian(masks.sparsity(), 0.5, 0.0, 1.0)
+    cofi.pred_loss(torch.ones(6, 1), torch.ones(6, 1), 2.0)
+    for model, given, d in (bert, {}, 13), (bert, z, 13), (small, {}, 10):
+        states, W_layer = model(**batch, **given).hidden[1:], nn.Linear(d, 13, bias=False)
+        for matching in ("free", "ordered", "fixed"):
+            cofi.layer_loss(states, out_t.hidden[1:], batch["real"], W_layer,
+                            cofi.open_layers(model, given), matching)
+
+    sparsebert.distillation(bert, bert(**batch), teacher, out_t,
+                            batch | {"label": torch.zeros(6).long()}, {1: list(range(9))})
+    sparsebert.magnitude_mask(torch.randn(24, 40), torch.ones(24, 40).bool(), 0.5, block=8)
+    sparsebert.small_dense(bert, 0.5)
+    sparsebert.with_csr(bert)(**batch)
+    start = np.cumsum([0, 11, 10, 9, 8, 7, 5])
+    rows = data.Rows(np.full(50, 9), start, np.ones(6, int), np.zeros(6, int), np.zeros(0))
+    head = {"dense": (torch.eye(13), torch.zeros(13)), "norm": (torch.ones(13), torch.zeros(13)),
+            "bias": torch.zeros(101)}
+    sparsebert.augment(rows, bert, head, 4, {0, 1, 2, 3, 4}, copies=1, share=1.0)
+
+
+def sources():
+    return {file: (HERE / f"{file}.py").read_text() for file in ("cofi", "sparsebert")}
+
+
+def test_shape_comments(monkeypatch):
+    """Every shape at the end of a line of the two files is the real one."""
+    assert sum(len(size) for size in map(SIZES.get, "BTLndhkf")) == len(
+        set().union(*map(SIZES.get, "BTLndhkf"))), "two letters of one size could be exchanged"
+    assert lies(sources(), monkeypatch) == []
+
+
+@pytest.mark.parametrize("file, true, false, lie", [
+    ("cofi", "# (B, T, f)", "# (B, T, d)", "(B, T, d) is (6, 11, 17)"),
+    ("cofi", "# (B, h, T, T)", "# (B, h, T)", "(B, h, T) is (6, 9, 11, 11)"),
+    ("cofi", "# (n, L)", "# (L, n)", "(L, n) is (4, 5)"),
+    ("cofi", "# (h k)", "# (h)", "(h) is (63,)"),
+    ("cofi", "# (d)\n", "# (d), (d)\n", "(d), (d) is (13,)"),
+    ("cofi", "        return x\n", "        return x\n        x = x  # (B, T)\n", "never reached"),
+    ("sparsebert", "# (3)", "# (q)", "(q) is (3,)"),
+    ("sparsebert", "# (rows / block, columns / block)", "# (rows, columns)", "(rows, columns) is"),
+])
+def test_a_wrong_shape_comment_is_found(monkeypatch, file, true, false, lie):
+    """With its line and both shapes; and no other is found."""
+    source = sources()
+    before, behind = source[file].split(true, 1)
+    source[file] = before + false + behind
+    found, = lies(source, monkeypatch)
+    line = before.count("\n") + 1 + false.count("\n", 0, -1)
+    assert found.startswith(f"{file}.py:{line}: ") and lie in found
+
+
+# ---- The README's links: each to the line it means -----------------------------------------------
+
+# [`name`:12](file.py#L12 "fragment of the line"), the fragment only where one is wanted
+LINK = re.compile(r'\[`([\w.]+)`:\d+\]\(([\w/]+\.py)#L\d+(?: "([^"]*)")?\)')
+
+
+@functools.cache
+def definitions(source):
+    """{"Masks.hold": node}: the functions, classes, constants and fields of a file."""
+    def enter(body, prefix):
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                found[prefix + node.name] = node
+            if isinstance(node, (ast.Assign, ast.AnnAssign)):
+                target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+                found.update({prefix + name.id: node for name in ast.walk(target)
+                              if isinstance(name, ast.Name)})
+            if isinstance(node, ast.ClassDef):
+                enter(node.body, f"{prefix}{node.name}.")
+
+    found = {}
+    enter(ast.parse(source).body, "")
+    return found
+
+
+def line_of(source, name, fragment):
+    """The line of a definition; with a fragment the first line in it that contains the fragment."""
+    node, lines = definitions(source)[name], source.splitlines()
+    for i in range(node.lineno, node.end_lineno + 1):
+        if fragment and fragment in lines[i - 1]:
+            return i
+    return node.lineno
+
+
+def with_lines(text, folder):
+    """A text with each of its links set to the line that it means in the files of a folder."""
+    def link(old):
+        name, file, fragment = old.groups()
+        line = line_of((folder / file).read_text(), name, fragment)
+        title = f' "{fragment}"' if fragment else ""
+        return f"[`{name}`:{line}]({file}#L{line}{title})"
+
+    return LINK.sub(link, text)
+
+
+def section(title):
+    """The lines of a section of the README."""
+    text = (HERE / "README.md").read_text()
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0].splitlines()
+
+
+def test_links_of_the_readme():
+    """They name what there is, at its line. If not: python test_cofi.py --guide."""
+    text = (HERE / "README.md").read_text()
+    for name, file, fragment in LINK.findall(text):
+        source = (HERE / file).read_text()
+        assert name in definitions(source), f"README.md: {file} has no {name}"
+        line = source.splitlines()[line_of(source, name, fragment) - 1]
+        assert fragment in line, f"README.md: no line of {name} in {file} contains {fragment!r}"
+    assert with_lines(text, HERE) == text, "lines have moved; want python test_cofi.py --guide"
+
+
+def test_guide_has_every_equation():
+    """What § marks in the margin of the code is in the guide, with a test; and the reverse."""
+    marked = set()
+    for file, source in sources().items():
+        for line, (_, tag) in margin(source).items():
+            if tag:
+                marked.add((f"{file}.py", tag, *[name for name, node in definitions(source).items()
+                                                 if node.lineno <= line <= node.end_lineno][-1:]))
+    listed = set()
+    for row in section("Where to find what"):
+        tags = {(file, tag, name) for name, file, tag in LINK.findall(row) if tag.startswith("§")}
+        assert not tags or "test_cofi.py#L" in row, f"no test: {row}"
+        assert all(tag in row.split("|")[1] for _, tag, _ in tags), f"another name: {row}"
+        listed |= tags
+    assert listed == marked
+
+
+def test_ledger_points_at_lines():
+    rows = [row for row in section("Where this departs") if row.startswith("| ")]
+    rows = [row for row in rows if not row.startswith("| |")]
+    assert len(rows) > 25 and all(LINK.search(row) for row in rows)
+
+
+# ---- Assignments ---------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    file: str
+    write: dict               # {function: hint}
+
+
+PARTS = {
+    1: Part("cofi.py", {
+        "sample_z": "logit(u) is logistic noise. Add log_alpha, divide by BETA, take the sigmoid, "
+                    "stretch it from [0, 1] to [LEFT, RIGHT], clamp it back.",
+        "p_open": "above which value of the sigmoid is the stretched one positive? Solve for the "
+                  "noise, whose distribution function is the sigmoid.",
+        "soft_z": "no noise: the sigmoid of log_alpha / BETA, sharpened by 0.8."}),
+    2: Part("cofi.py", {
+        "Norm.forward": "sums over x * kept instead of means over x, divided by the number kept.",
+        "MHA.split": "unflatten the last dimension, then swap it with T.",
+        "MHA.scores": "split(query) times split(key) transposed, over the square root of k.",
+        "MHA.forward": "softmax, dropout, times split(value); z_head here; heads side by side "
+                       "again; out; z_mha and z_hidn; then dropout, residual and norm.",
+        "FFN.forward": "up, gelu, z_int, down, z_ffn, z_hidn; then dropout, residual and norm.",
+        "Layer.forward": "a sub-layer that is None is skipped; one that is not alive gives x, by "
+                         "torch.where, so that no branch depends on the data."}),
+    3: Part("cofi.py", {
+        "Masks.sparsity": "the size with these masks over the size with masks of ones.",
+        "size": "torch.einsum: its letters are the subscripts of the sum.",
+        "encoder_parameters": "what has two dimensions among the parameters of bert.layers.",
+        "lagrangian": "linear in s - t, plus quadratic."}),
+    4: Part("cofi.py", {
+        "pred_loss": "F.kl_div wants log p of the student first, then p of the teacher; "
+                     "batchmean divides by rows only. One logit: F.mse_loss.",
+        "match": "walk i from the last to the first; what may not be chosen is infinitely far; "
+                 "after a match, only layers below it may be chosen.",
+        "layer_loss": "distance (n, L) first, without gradient; then match; then the same squared "
+                      "error again, with gradient, for the layers matched."}),
+    5: Part("cofi.py", {
+        "keep_expected": "round the sum of p along each row; place says who is among the first.",
+        "fold": "scale by diag(rows) and diag(columns), then take the rows and columns above 0.",
+        "fold_norm": "multiply by z_hidn, then take what is open.",
+        "fold_mha": "a head is k rows of query, key and value, and k columns of out.",
+        "fold_ffn": "a unit is a row of up and a column of down."}),
+    6: Part("sparsebert.py", {
+        "magnitude_mask": "a score for each block, -1 where nothing is left of it; topk of all "
+                          "scores; a block's answer repeated for its weights.",
+        "cubic": "1 at t = 0 of what is still to be pruned, 0 at t = 1, by a cube.",
+        "hidden_loss": "a mean over d, then over the tokens that are real.",
+        "attention_loss": "a pair counts if both of its tokens are real."}),
+}
+
+
+def blank(source, hints, what):
+    """The source with functions reduced to a docstring, a hint and an error that says what."""
+    nodes, lines = definitions(source), source.splitlines()
+    for name in sorted(hints, key=lambda name: -nodes[name].lineno):
+        docstring, indent = nodes[name].body[0], " " * nodes[name].body[0].col_offset
+        hint = textwrap.wrap(f"# Hint: {hints[name]}", 100, initial_indent=indent,
+                             subsequent_indent=f"{indent}# ")
+        lines[docstring.end_lineno:nodes[name].end_lineno] = [
+            *hint, f'{indent}raise NotImplementedError("{what}: {name}")']
+    return "\n".join(lines) + "\n"
+
+
+def write_assignment(folder, numbers):
+    """A copy of the project in which the functions of these parts are still to be written."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BadInput(f"--assignment {folder}: there is something already; want a new folder")
+    shutil.copytree(HERE / "data", folder / "data", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("requirements.txt", "LICENSE"):
+        shutil.copy(HERE / name, folder)
+    for file in ("cofi.py", "sparsebert.py", "test_cofi.py"):
+        source = (HERE / file).read_text()
+        for number in numbers:
+            if PARTS[number].file == file:
+                source = blank(source, PARTS[number].write, f"part {number}")
+        if file == "test_cofi.py":
+            source = blank(source, {"answers": "python test_cofi.py --answer 1a 0.5"}, "not here")
+        (folder / file).write_text(source)
+    text = (HERE / "README.md").read_text()
+    (folder / "README.md").write_text(with_lines(text, folder))
+
+
+class Outcomes:
+    """A plugin of pytest that keeps {number of the part: whether its tests passed, as a set}."""
+
+    def __init__(self):
+        self.passed = {}
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call":
+            number, = (int(word[4:]) for word in report.keywords if re.fullmatch(r"part\d", word))
+            self.passed.setdefault(number, set()).add(report.passed)
+
+
+@pytest.mark.parametrize("to_write", [(1,), (2,), (3,), (4,), (5,), (6,), (5, 6), (4, 5, 6),
+                                      (3, 4, 5, 6), (2, 3, 4, 5, 6), (1, 2, 3, 4, 5, 6)])
+def test_assignment(tmp_path, monkeypatch, to_write):
+    """Where a part is not written all of its tests fail, and no test of another part does."""
+    write_assignment(tmp_path / "copy", to_write)
+    for name in [*sys.modules]:
+        if name.split(".")[0] in ("cofi", "sparsebert", "data", "test_cofi"):
+            monkeypatch.delitem(sys.modules, name)          # the copy has its own
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    outcomes, marks = Outcomes(), " or ".join(f"part{number}" for number in PARTS)
+    pytest.main([str(tmp_path / "copy"), "-m", marks, "-s", "-q", "--tb=no", "--assert=plain",
+                 "-p", "no:cacheprovider"], plugins=[outcomes])
+    assert outcomes.passed == {number: {number not in to_write} for number in PARTS}
+
+
+def test_assignments_are_short():
+    """No function to write has more than 15 lines, comments included; the README links each."""
+    text = "\n".join(section("Assignments"))
+    for part_ in PARTS.values():
+        source = (HERE / part_.file).read_text()
+        for name in part_.write:
+            node = definitions(source)[name]
+            body = source.splitlines()[node.body[0].end_lineno:node.end_lineno]
+            assert ast.get_docstring(node) and sum(map(bool, map(str.strip, body))) <= 15, name
+            assert f"[`{name}`:" in text, f"README.md, Assignments: no link to {name}"
+
+
+def answers():
+    """{question of the README: number}."""
+    p, head, unit = cofi.p_open(torch.tensor([0.0, math.log(0.01)])).tolist(), 4 * 64 * 768, 2 * 768
+    kl = sum(q * math.log(2 * q) for q in torch.tensor([1.0, 0.0]).softmax(0).tolist())
+    budget = 0.05 * 84_934_656
+    return {"1a": 2 * p[0] - 1, "1b": 2 / 3 * math.log(0.1 / 1.1), "1c": 3072 * p[1],
+            "2a": 32 * 12 * 128 * 128, "2b": (12 * head + 3072 * unit) / (2 * 768),
+            "3a": head, "3b": head / unit, "3c": 2 / 3 * (1 - p[0]),     # the FFN: 2/3 of a layer
+            "4a": 4 * kl, "4b": math.comb(12, 4),
+            "5a": (budget - 10 * 4 * 64 * 760) // (2 * 760),
+            "5b": (1 / 12.1 - 1 / 20) / (1 - 1 / 20), "5c": (1 / 5.2 - 1 / 20) / (1 - 1 / 20),
+            "6a": sparsebert.how_many(768 * 3072, 0.95), "6b": 32 / (1 + 0.05 * 32),
+            "6c": sparsebert.cubic(0.5, 1.0)}
+
+
+DIGESTS = {
+    "1a": "25072c96", "1b": "2bca10a3", "1c": "4167cb8e", "2a": "45deb5bf",
+    "2b": "4694556c", "3a": "2db99fbd", "3b": "452575d2", "3c": "4bb91a01",
+    "4a": "aefffd81", "4b": "5d43c9c2", "5a": "f62655df", "5b": "fabac012",
+    "5c": "9fb4ab29", "6a": "36719e27", "6b": "551e08fa", "6c": "fbb52822"}
+
+
+def digest(question, number):
+    """What is kept of an answer, of which three digits count."""
+    return hashlib.sha256(f"{question} {number:.3g}".encode()).hexdigest()[:8]
+
+
+def test_answers():
+    assert {question: digest(question, number) for question, number in answers().items()} == DIGESTS
+    assert re.findall(r"\*\*(\d[a-c])\*\*", "\n".join(section("Assignments"))) == sorted(DIGESTS)
+
+
+def test_command_line_of_the_course(tmp_path, capsys):
+    assert main(["--answer", "3b", "128"]) == 0 and "right" in capsys.readouterr().out
+    assert main(["--answer", "3b", "127"]) == 1 and "not yet" in capsys.readouterr().out
+    (tmp_path / "mine.py").write_text("")
+    for bad in ["--answer", "9z", "1"], ["--answer", "3b", "x"], ["--assignment", str(tmp_path)]:
+        assert main(bad) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.startswith("test_cofi: --a") and "\n" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+def answer(question, number):
+    """Prints whether the number is the answer. Returns the exit code."""
+    if question not in DIGESTS:
+        raise BadInput(f"--answer {question}: want one of {' '.join(DIGESTS)}")
+    try:
+        right = digest(question, float(number.replace(",", ""))) == DIGESTS[question]
+    except ValueError as error:
+        raise BadInput(f"--answer {question} {number}: want a number such as 0.125") from error
+    print(f"{question}: {'right' if right else 'not yet'} (three digits count)")
+    return 0 if right else 1
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="The course work; the tests are run by pytest.")
+    parser.add_argument("--guide", action="store_true", help="set the README's links to the lines")
+    parser.add_argument("--assignment", type=Path, metavar="FOLDER", help="write a copy to fill in")
+    parser.add_argument("--answer", nargs=2, metavar=("QUESTION", "NUMBER"), help="check an answer")
+    given = parser.parse_args(arguments)
+    try:
+        if given.guide:
+            readme = HERE / "README.md"
+            readme.write_text(with_lines(readme.read_text(), HERE))
+        if given.assignment:
+            write_assignment(given.assignment, PARTS)
+        return answer(*given.answer) if given.answer else 0
+    except BadInput as error:
+        print(f"test_cofi: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
