@@ -49,9 +49,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import (TASKS, TOY, BadInput, Journal, batches, check_range, differing, fetch, guarded,
-                  load_task, load_tokenizer, make_parser, read_config, read_model, read_weights,
-                  rows_from_text, setting, settings, task_size, windows_from_text,
+from data import (TASKS, TOY, BadInput, Journal, batches, chart, check_range, differing, fetch,
+                  guarded, load_task, load_tokenizer, make_parser, read_config, read_model,
+                  read_weights, rows_from_text, setting, settings, task_size, windows_from_text,
                   write_checkpoint, write_json, write_submission, write_text)
 
 # --------------------------------------------------------------------------------------------------
@@ -503,7 +503,7 @@ def rank(score):
 
 
 def keep_expected(p, place):
-    """{group: 0 or 1}: the layers with P(z > 0) >= .5, and as many units as are expected to be open.
+    """{group: 0 or 1}: the layers with P(z > 0) >= .5, and as many units as should be open.
 
     p: {group: P(z > 0)}; place: {group: rank of each mask in its row}, 0 for what is kept first. A
     row: the heads or FFN units of one layer, or the hidden vector.
@@ -837,8 +837,8 @@ def check_finite(stage, step, loss, norm, before):
     """Raises BadInput if a loss or its gradient is no number. before: the losses one step ago."""
     if not (loss + norm).isfinite():
         raise BadInput(f"{stage}, step {step}: the loss is {loss.item():g}, its gradient's norm "
-                       f"{norm.item():g}, one step before L_pred and L_layer were {before}; the "
-                       "state that was saved last is kept; want a lower learning rate, or --no-bf16")
+                       f"{norm.item():g}, one step before its parts were {before}; the state "
+                       "that was saved last is kept; want a lower learning rate, or --no-bf16")
 
 
 def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=None):
@@ -956,6 +956,28 @@ def draw(config, z, teaching, m=None):
     return "\n".join([*lines, f"    d  {'':{2 * h + 4}}{bar(d, config.d)}{d:6} of {config.d}"])
 
 
+def curves(records, teaching, results):
+    """Four charts as an SVG: s and t, the multipliers, m(i), and score over speed of many runs.
+
+    records: of the log; teaching: from teacher_layers(); results: of finished runs of one task.
+    """
+    pruning = [r for r in records if "s" in r]
+    over_time = {name: [(r["step"], r[name]) for r in pruning]
+                 for name in ("s", "t", "lambda1", "lambda2")}
+    matching = {f"from {layer}": [(r["step"], r["m"][i] + 1) for r in pruning if r["m"]]
+                for i, layer in enumerate(teaching)}
+    speeds = {f"{r['target_sparsity']:g}": [(r["speedup"]["32"], r["score"])] for r in results}
+    speeds["teacher"] = [(1.0, results[-1]["teacher_score"])]
+    panels = [("sparsity and its target", "step of pruning", over_time, ("s", "t")),
+              ("the multipliers", "step of pruning", over_time, ("lambda1", "lambda2")),
+              ("student layer that learns from a teacher layer", "step of pruning", matching,
+               matching)]
+    panels = [(title, along, {name: lines[name] for name in names if lines[name]})
+              for title, along, lines, names in panels]
+    score = f"{results[-1]['metric']} over speed-up, batch 32", "times as fast", speeds, True
+    return chart([panel for panel in panels if panel[2]] + [score])
+
+
 @torch.no_grad()
 def speedup(dense, small, batch_sizes=(1, 32, 128), length=128, seconds=5.0):
     """How many times faster the small network is: {batch size: ratio of the median times}.
@@ -1000,8 +1022,8 @@ def report(r, picture):
 # --------------------------------------------------------------------------------------------------
 
 ANY = {"out", "fresh", "save_every"}      # settings that change nothing about the result
-OF_TEACHER = ("task", "data", "model", "seed", "batch_size", "max_length", "teacher_epochs", "teacher_lr",
-              "bf16", "max_steps")
+OF_TEACHER = ("task", "data", "model", "seed", "batch_size", "max_length", "teacher_epochs",
+              "teacher_lr", "bf16", "max_steps")
 
 
 def folder_for(cfg, first, names):
@@ -1135,6 +1157,10 @@ def run(cfg):
         "versions": {name: version(name) for name in ("torch", "numpy", "datasets", "tokenizers")}}
     picture = draw(config, z, teacher_layers(len(teacher.config.heads)), m)
     write_text(folder / "network.txt", picture + "\n")
+    others = folder.parent.glob(f"{cfg.task}-*/result.json")
+    results = [*(json.loads(path.read_text()) for path in others), result]
+    teaching = teacher_layers(len(teacher.config.heads))
+    write_text(folder / "curves.svg", curves(journal.records(), teaching, results))
     save(folder, small, tokenizer, result)
     journal.done()
     report(result, picture)

@@ -370,7 +370,8 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
             losses = (sums / (step % every or every)).tolist()
             scores = evaluate(bert, data.dev, data.metrics)
             journal({"strategy": strategy, "target": sparsity, "step": step, "of": total,
-                     **dict(zip(("L_hidden", "L_att", "L_pred"), losses)), "s": s, "scores": scores})
+                     **dict(zip(("L_hidden", "L_att", "L_pred"), losses)), "s": s,
+                     "scores": scores})
             sums = 0
         if saving or step == total:
             journal.save(stage, step, things, masks=masks, s=s, sums=sums, scores=scores,

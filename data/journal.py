@@ -91,6 +91,9 @@ class Journal:
     def line(self, record):
         return json.dumps(record)
 
+    def records(self):
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
     def begin(self, stage, things):
         """(steps that are done, what else was saved); things: {name: what has a state_dict}.
 
@@ -141,7 +144,7 @@ class Journal:
         return self.asked or time.monotonic() - self.last >= 60 * self.minutes
 
     def save(self, stage, step, things, **rest):
-        """The state after a step, in place of the one before. Raises Interrupted if it was asked."""
+        """The state after a step, in place of the one before. Raises Interrupted if asked to."""
         state = {"settings": self.settings, "step": step, "random": torch.get_rng_state(),
                  "log": self.path.read_text(), "rest": rest,
                  **{name: thing.state_dict() for name, thing in things.items()}}

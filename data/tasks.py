@@ -256,7 +256,7 @@ def labels_of(name, split, raw, names):
 
 
 def dataset(name, raw, tokenizer, max_length):
-    """A Dataset from the raw splits, each checked: columns, rows, texts, labels. Raises BadInput."""
+    """A Dataset from the raw splits; checks columns, rows, texts and labels. Raises BadInput."""
     task, label = TASKS[name], "answers" if name == "squad" else "label"
     needed = ("train", *task.dev)
     for split in (*needed, *(split for split in raw if split.startswith("test"))):
