@@ -19,7 +19,8 @@ To be read from the top, in the order of the paper:
     7  Report                score, speed, and a drawing of what is left
     8  Main                  one run from beginning to end
 
-A § at the end of a line names the paper's equation; the README lists them all, with their tests.
+A § at the end of a line names an equation, with its section, or without if it comes from elsewhere
+or is ours; the README lists them all, with their tests.
 Two alphabets. Dimensions, in the shape at the end of a line:
 
     B batch   T tokens   L layers   d hidden width   h heads   k width of a head   f FFN units
@@ -52,7 +53,7 @@ from torch import nn
 from data import (TASKS, TOY, BadInput, Journal, batches, chart, check_range, differing, fetch,
                   guarded, load_task, load_tokenizer, make_parser, read_config, read_model,
                   read_weights, rows_from_text, setting, settings, task_size, windows_from_text,
-                  write_checkpoint, write_json, write_submission, write_text)
+                  write, write_checkpoint, write_json, write_submission, write_text)
 
 # --------------------------------------------------------------------------------------------------
 # 1. BERT: post-norm Transformer layers, and where the masks multiply
@@ -273,8 +274,10 @@ def fit_labels(bert, names, span, model):
     names: of the task's classes, or None; model: its name, for the error. Raises BadInput where it
     has other classes: scored by number, a model whose classes are permuted would seem to be bad.
     """
-    own, want = ([name.casefold() for name in x or []] for x in (bert.config.labels, names))
-    if sorted(own) != sorted(want) or span != bert.config.span:
+    own, want = bert.config.labels or [], names or []
+    if sorted(own) != sorted(want):             # if need be, case does not count
+        own, want = ([name.casefold() for name in x] for x in (own, want))
+    if sorted(own) != sorted(want) or len(set(own)) < len(own) or span != bert.config.span:
         raise BadInput(f"{model}: its classes are {bert.config.labels}, the task's {names}"
                        f"{' (spans)' * span}; want a model of this task whose config.json names "
                        "its classes, in their order, as id2label")
@@ -405,11 +408,11 @@ def pred_loss(student, teacher, temperature):
     """L_pred: KL divergence from the teacher's distribution, or for regression MSE to its value.
 
     student, teacher (B, classes), or (B, 2, T), the mean of two choices. The paper writes
-    KL(p_s || p_t); here, as in the authors' code, the teacher is the target, and T^2 undoes what
-    the temperature T does to the gradient's size.
+    KL(p_s || p_t); here, as in the authors' code, the teacher is the target, and temperature^2
+    undoes what the temperature does to the gradient's size.
     """
     if student.shape[-1] == 1:
-        return F.mse_loss(student, teacher)                         # ()             §3.2 L_pred
+        return F.mse_loss(student, teacher)                         # ()
     p_t = (teacher / temperature).softmax(-1)
     log_p_s = (student / temperature).log_softmax(-1)
     kl = F.kl_div(log_p_s.flatten(0, -2), p_t.flatten(0, -2), reduction="batchmean")
@@ -469,7 +472,7 @@ def layer_loss(student, teacher, real, W_layer, is_open, matching):
         return ((W_layer(H) - H_t).square().sum(-1) * weight).sum((-1, -2))
 
     if matching == "fixed":
-        m = torch.tensor([min(i, len(student) - 1) for i in layers], device=real.device)
+        m = torch.tensor([min(i, len(student) - 1) for i in layers]).to(real.device)
         found = torch.ones_like(m, dtype=torch.bool)                # (n)
     else:
         with torch.no_grad():                                       # choosing has no gradient
@@ -539,7 +542,7 @@ def decide(masks, t):
                 if alphas[group].isfinite().all())
     place = {group: rank(a.flatten() if group == fine else a).view_as(a)
              for group, a in alphas.items()}
-    everything = alphas[fine].numel()
+    n_fine = alphas[fine].numel()
     full = size(masks.k, **{group: torch.ones_like(a) for group, a in alphas.items()}).item()
     budget = math.floor((1 - t) * full + 1e-6)                      # § budget
 
@@ -556,13 +559,13 @@ def decide(masks, t):
     def expected(shift):
         return size(masks.k, **chances(shift)).item()
 
-    # A shift is of use if the structure is within the budget without the finest group and beyond it
-    # with all of that: the one of the right expected size if it can be, otherwise the nearest.
+    # The finest group can fill the budget if the rest fits without it (up to the shift `highest`),
+    # and does not with all of it (above `lowest`). Between them: the shift of the right size.
     right = largest(lambda shift: expected(shift) <= budget, -40.0, 40.0)
-    too_small = largest(lambda shift: fits(shift, everything), -40.0, 40.0)
-    too_large = largest(lambda shift: fits(shift, 0), -40.0, 40.0)
-    shift = min(max(right, too_small + 1e-6), too_large)
-    n = math.floor(largest(lambda n: fits(shift, math.floor(n)), 0, everything + 1))
+    lowest = largest(lambda shift: fits(shift, n_fine), -40.0, 40.0)
+    highest = largest(lambda shift: fits(shift, 0), -40.0, 40.0)
+    shift = min(max(right, lowest + 1e-6), highest)
+    n = math.floor(largest(lambda n: fits(shift, math.floor(n)), 0, n_fine + 1))
     z = structure(shift, n)
     for layer, units in (("z_mha", "z_head"), ("z_ffn", "z_int")):  # close what can have no effect
         z[layer] = z[layer] * (z[units] > 0).any(-1)
@@ -806,7 +809,7 @@ def objective(out, out_t, label, real, cfg, W_layer, is_open):
     if out_t and cfg.layer_weight:
         layer, m = layer_loss(out.hidden[1:], out_t.hidden[1:], real, W_layer, is_open,
                               cfg.matching)
-        loss = loss + cfg.layer_weight * layer
+        loss = loss + cfg.layer_weight * layer                      # §3.2 L_distil
     return loss, torch.stack([pred, layer]).detach(), m
 
 
@@ -858,13 +861,14 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
               "descent": descent}
     things = {name: thing for name, thing in things.items() if thing is not None}
     done, rest = journal.begin(stage, things)
-    began, sums = time.perf_counter() - rest.get("seconds", 0), rest.get("sums", 0)
+    began = time.perf_counter() - rest.get("seconds", 0)
+    sums = torch.as_tensor(rest.get("sums", 0.0), device=device)
     every, matching, parts = max(1, total // 10), rest.get("matching"), torch.zeros(2)
     start, warmup = (cfg.start * total, cfg.warmup * total) if masks else (0, 0)    # in steps
     still_there = open_layers(bert, {})
     batches_left = stream(data.train, cfg.batch_size, cfg.seed, total, done)
     for step, (_, batch) in journal.steps(batches_left, stage, total, done):
-        x, label = to(device, batch), batch["label"].to(device)
+        x, label = to(device, batch), batch["label"].to(device, non_blocking=True)
         z = masks.sample() if masks and step > start else {}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             with torch.no_grad():
@@ -874,7 +878,7 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
             loss, now, m = objective(out, out_t, label, x["real"], cfg, W_layer, is_open)
         if z:       # t rises linearly from 0; the pull on the masks is one more term of the loss
             sparsity = masks.sparsity()
-            t = cfg.sparsity * min((step - start) / max(warmup, 1), 1)
+            t = cfg.sparsity * min((step - start) / max(warmup, 1), 1)  # § warm-up
             loss = loss + lagrangian(sparsity, t, *lambdas)
         descent.param_groups[0]["lr"] = lr * (1 - (step - 1) / total)   # to 0; masks keep their own
         descent.zero_grad()
@@ -964,8 +968,8 @@ def curves(records, teaching, results):
     pruning = [r for r in records if "s" in r]
     over_time = {name: [(r["step"], r[name]) for r in pruning]
                  for name in ("s", "t", "lambda1", "lambda2")}
-    matching = {f"from {layer}": [(r["step"], r["m"][i] + 1) for r in pruning if r["m"]]
-                for i, layer in enumerate(teaching)}
+    matching = {f"from {layer}": [(r["step"], r["m"][i] + 1) for r in pruning if r["m"]
+                                  and r["m"][i] >= 0] for i, layer in enumerate(teaching)}
     speeds = {f"{r['target_sparsity']:g}": [(r["speedup"]["32"], r["score"])] for r in results}
     speeds["teacher"] = [(1.0, results[-1]["teacher_score"])]
     panels = [("sparsity and its target", "step of pruning", over_time, ("s", "t")),
@@ -1013,7 +1017,7 @@ def report(r, picture):
     print(f"weights    encoder {r['dense_encoder_parameters']:,} -> {r['encoder_parameters']:,}   "
           f"with embeddings {r['dense_total_parameters']:,} -> {r['total_parameters']:,}")
     times = [f"{x:.1f}x at batch {rows}" for rows, x in r["speedup"].items()]
-    print(f"speed-up   {'   '.join(times)}   (length 128, fp32, {r['device']})")
+    print(f"speed-up   {'   '.join(times)}   (length {r['length']}, fp32, {r['device']})")
     print("minutes    " + "   ".join(f"{name} {x / 60:.1f}" for name, x in r["seconds"].items()))
 
 
@@ -1063,15 +1067,16 @@ def get_teacher(cfg, config, data, tokenizer, device):
     if cfg.teacher:
         teacher = load_bert(cfg.teacher)[0].to(device).eval()
         fit_labels(teacher, data.names, data.span, f"--teacher {cfg.teacher}")
-        if teacher.config.vocab != config.vocab:
-            raise BadInput(f"--teacher {cfg.teacher}: {teacher.config.vocab} words; want the "
-                           f"{config.vocab} of {cfg.model}, with the same numbers")
+        for name in ("vocab", "positions"):
+            if getattr(teacher.config, name) < getattr(config, name):
+                raise BadInput(f"--teacher {cfg.teacher}: {name} {getattr(teacher.config, name)}; "
+                               f"want the {getattr(config, name)} of {cfg.model}, and its words")
         return teacher, evaluate(teacher, data.dev, data.metrics), 0.0
     folder, key["tokens"] = folder_for(cfg, ["teacher", cfg.task], set(OF_TEACHER)), data.digest
-    if before := finished_before(folder, key, fresh=False):
+    if before := finished_before(folder, key, cfg.fresh):
         print(f"teacher   trained before: {folder}")
         return load_bert(folder)[0].to(device).eval(), before["scores"], before["seconds"]
-    journal = Log(folder, key, cfg.save_every)
+    journal = Log(folder, key, cfg.save_every, cfg.fresh)
     teacher, _ = new_bert(cfg, config, device)
     _, seconds = train("teacher", teacher, data, cfg, journal)
     scores = evaluate(teacher, data.dev, data.metrics)
@@ -1086,15 +1091,16 @@ def what_counts(cfg, data):
 
 
 def finished_before(folder, settings, fresh):
-    """The result in a folder, or None if there is none yet, or if it should be fresh.
+    """The result in a folder, or None if there is none yet of these settings.
 
-    Raises BadInput if it is one of other settings: nobody's work is overwritten unasked.
+    Raises BadInput if it is one of others: nobody's work is overwritten unless asked to be fresh.
     """
     path = folder / "result.json"
-    if fresh or not path.is_file():
+    before = json.loads(path.read_text()) if path.is_file() else None
+    other = differing(before["settings"], settings) if before else ""
+    if other and fresh:
         return None
-    before = json.loads(path.read_text())
-    if other := differing(before["settings"], settings):
+    if other:
         raise BadInput(f"{folder}: a run with {other} is there already; want another --out, or "
                        "--fresh to do it over")
     return before
@@ -1123,7 +1129,7 @@ def run(cfg):
     names = {f.name for f in fields(cfg)} - {"sparsity", "device"}
     folder = folder_for(cfg, [cfg.task, f"{cfg.sparsity:g}"], names)
     same = what_counts(cfg, data)
-    if before := finished_before(folder, same, cfg.fresh):
+    if not cfg.fresh and (before := finished_before(folder, same, fresh=False)):
         print(f"run        {folder}, finished before; --fresh does it over")
         return report(before, (folder / "network.txt").read_text().rstrip())
     student, notes = new_bert(cfg, config, device)
@@ -1152,6 +1158,7 @@ def run(cfg):
         "target_sparsity": cfg.sparsity, "sparsity": 1 - left / dense, "encoder_parameters": left,
         "dense_encoder_parameters": dense, "total_parameters": in_all[0],
         "dense_total_parameters": in_all[1], "speedup": speedup(student, small),
+        "length": min(128, config.positions),
         "seconds": {"teacher": seconds, "prune": prune_seconds, "finetune": finetune_seconds},
         "settings": same, "device": device_name(device),
         "versions": {name: version(name) for name in ("torch", "numpy", "datasets", "tokenizers")}}
@@ -1257,7 +1264,7 @@ def export(folder):
     example = ids, ids.clone(), ids == 0                            # taken for one input
     program = torch.export.export(Program(bert), example, dynamic_shapes=[{0: B, 1: T}] * 3)
     path = Path(folder) / "model.pt2"
-    torch.export.save(program, path)
+    write(path, lambda file: torch.export.save(program, file))
     print(f"{path}: ids, segments, real (B, T) -> logits; T up to {bert.config.positions}")
 
 

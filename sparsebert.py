@@ -338,12 +338,13 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
     stage, things = f"{strategy}-{sparsity:g}", {"bert": bert, "optimizer": optimizer}
     done, rest = journal.begin(stage, things)
     masks.update({name: mask.to(device) for name, mask in rest.get("masks", {}).items()})
-    s, scores, sums = rest.get("s", s), rest.get("scores"), rest.get("sums", 0)
+    s, scores = rest.get("s", s), rest.get("scores")
+    sums = torch.as_tensor(rest.get("sums", 0.0), device=device)
     began, every = time.perf_counter() - rest.get("seconds", 0), max(1, total // 5)
     parts = torch.zeros(3)
     batches_left = cofi.stream(data.train, cfg.batch_size, cfg.seed, total, done)
     for step, (_, batch) in journal.steps(batches_left, stage, total, done):
-        x, label = to(device, batch), batch["label"].to(device)
+        x, label = to(device, batch), batch["label"].to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             out = bert(**x)
             if teacher:
@@ -561,7 +562,7 @@ def run(cfg):
     folder = cofi.folder_for(cfg, ["sparsebert", cfg.task, cfg.sparsity],
                              {f.name for f in fields(cfg)} - {"sparsity", "device"})
     same = cofi.what_counts(cfg, data)
-    if before := finished_before(folder, same, cfg.fresh):
+    if not cfg.fresh and (before := finished_before(folder, same, fresh=False)):
         print(f"run        {folder}, finished before; --fresh does it over")
         return print("\n" + table(before["rows"]))
     notes = [f"note       {note}" for note in cofi.new_bert(cfg, config, device)[1]]

@@ -767,6 +767,33 @@ def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("pred_weight, layer_weight, distil", [
+    (0.7, 0.3, True), (0.7, 0.0, True), (0.0, 0.3, True), (0.0, 0.0, True), (0.5, 0.5, False)])
+def test_objective(pred_weight, layer_weight, distil, bf16):
+    """a L_pred + b L_layer with a teacher; the labels' loss where L_pred is off; W_layer learns."""
+    student, teacher, batch = make_bert(), make_bert(), make_batch()
+    W_layer, label = nn.Linear(16, 16, bias=False), torch.tensor([0, 1, 1, 0, 1])
+    cfg = dataclasses.replace(cofi.Settings.of("mrpc"), pred_weight=pred_weight,
+                              layer_weight=layer_weight)
+    out, out_t = student(**batch), teacher(**batch)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss, parts, m = cofi.objective(out, out_t if distil else None, label, batch["real"], cfg,
+                                        W_layer, torch.ones(3).bool())
+    first = F.cross_entropy(out.logits, label)
+    if distil and pred_weight:
+        first = pred_weight * cofi.pred_loss(out.logits, out_t.logits, cfg.temperature)
+    layer = torch.zeros(())
+    if distil and layer_weight:
+        layer, _ = cofi.layer_loss(out.hidden[1:], out_t.hidden[1:], batch["real"], W_layer,
+                                   torch.ones(3).bool(), cfg.matching)
+    assert loss.item() == pytest.approx((first + layer_weight * layer).item(), rel=2e-2)
+    assert parts[1].item() == pytest.approx(layer.item(), rel=2e-2)
+    assert (m is not None) == (distil and layer_weight > 0)
+    loss.backward()
+    assert (W_layer.weight.grad is not None) == (distil and layer_weight > 0)
+
+
 # ---- The toy world -------------------------------------------------------------------------------
 
 
@@ -892,8 +919,8 @@ def command(folder, tmp_path, *more):
 
 
 RESULT = """task model seed metric teacher_score pruned_score score target_sparsity sparsity
-encoder_parameters dense_encoder_parameters total_parameters speedup seconds settings device
-versions""".split()
+encoder_parameters dense_encoder_parameters total_parameters speedup length seconds settings
+device versions""".split()
 
 
 @pytest.mark.parametrize("task", ["mrpc", "stsb"])
@@ -1255,12 +1282,17 @@ def test_labels_are_brought_into_order_by_name():
     cofi.fit_labels(bert, ["Contradiction", "entailment", "neutral"], False, "a model")
     close(bert(**batch).logits, before[:, [2, 0, 1]])
     assert bert.config.labels == ["Contradiction", "entailment", "neutral"]
+    bert = make_bert(dataclasses.replace(TINY, labels=["us", "US"]))
+    before = bert(**batch).logits
+    cofi.fit_labels(bert, ["US", "us"], False, "a model")           # case counts where it must
+    close(bert(**batch).logits, before[:, [1, 0]])
 
 
 @pytest.mark.parametrize("config, names, span", [
     (THREE, ["yes", "no", "maybe"], False), (THREE, ["entailment", "neutral"], False),
     (THREE, None, False), (THREE, None, True), (SPAN, None, False), (SPAN, ["a", "b"], False),
     (dataclasses.replace(TINY, labels=["LABEL_0", "LABEL_1"]), ["no", "yes"], False),
+    (dataclasses.replace(TINY, labels=["us", "US"]), ["Us", "uS"], False),
     (dataclasses.replace(TINY, labels=None), ["no", "yes"], False)])
 def test_other_labels_are_refused(config, names, span):
     with pytest.raises(BadInput, match="a model: its classes are .* id2label"):
@@ -1759,6 +1791,7 @@ def test_other_settings_are_refused_by_name(folder, tmp_path, capsys, monkeypatc
     (own / "train.tsv").write_text(text + "71\ta\tb\tup\n")
     assert cofi.main(flags) == 2
     assert "a run with tokens" in capsys.readouterr().err
+    assert cofi.main([*flags, "--fresh"]) == 0
 
 
 def test_two_runs_at_once(offline, folder, tmp_path, capsys):

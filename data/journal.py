@@ -113,8 +113,9 @@ class Journal:
         for name, thing in things.items():
             thing.load_state_dict(saved[name])
         torch.set_rng_state(saved["random"])
-        if "random_cuda" in saved:
-            torch.cuda.set_rng_state(saved["random_cuda"])
+        for kind in ("cuda", "mps"):
+            if kind in saved:
+                getattr(torch, kind).set_rng_state(saved[kind])
         write_text(self.path, saved["log"])
         tqdm.write(f"{stage:9} goes on after step {saved['step']}", file=sys.stdout)
         return saved["step"], saved["rest"]
@@ -149,7 +150,9 @@ class Journal:
                  "log": self.path.read_text(), "rest": rest,
                  **{name: thing.state_dict() for name, thing in things.items()}}
         if torch.cuda.is_initialized():
-            state["random_cuda"] = torch.cuda.get_rng_state()
+            state["cuda"] = torch.cuda.get_rng_state()
+        if torch.backends.mps.is_available():
+            state["mps"] = torch.mps.get_rng_state()
         write(self.folder / f"{stage}.state", lambda file: torch.save(state, file))
         self.last = time.monotonic()
         if self.asked:

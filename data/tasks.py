@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .hub import BadInput, fetch, quietly, reason
+from .journal import write_text
 from .rows import joined, rows_from
 from .squad import windows_from
 
@@ -77,9 +78,9 @@ class Dataset:
 
     @cached_property
     def digest(self):
-        """What the tokens and labels of the training set are, in 16 characters."""
-        train = self.train
-        parts = (np.ascontiguousarray(x) for x in (train.ids, train.start, train.label))
+        """What the tokens and labels of the training and dev set are, in 16 characters."""
+        parts = (np.ascontiguousarray(getattr(rows, name)) for rows in (self.train, self.dev)
+                 for name in ("ids", "start", "label"))
         return hashlib.sha256(b"".join(x.tobytes() for x in parts)).hexdigest()[:16]
 
     @cached_property
@@ -292,4 +293,4 @@ def write_submission(path, predicted, names):
     else:
         texts = [names[i] if "entailment" in names else str(i) for i in predicted]
     lines = (f"{i}\t{text}\n" for i, text in enumerate(texts))
-    path.write_text("index\tprediction\n" + "".join(lines))
+    write_text(path, "index\tprediction\n" + "".join(lines))
