@@ -859,7 +859,6 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
     weights, lambdas, descent, ascent = optimizers(bert, W_layer, masks, cfg, total, lr)
     things = {"bert": bert, "W_layer": W_layer, "masks": masks, "lambdas": lambdas,
               "descent": descent}
-    things = {name: thing for name, thing in things.items() if thing is not None}
     done, rest = journal.begin(stage, things)
     began = time.perf_counter() - rest.get("seconds", 0)
     sums = torch.as_tensor(rest.get("sums", 0.0), device=device)

@@ -324,9 +324,8 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
     distillation(); extra: steps beyond the plan. Returns the last dev scores, and the seconds.
     """
     device = bert.classifier.weight.device
-    bf16 = cfg.bf16 and has_bf16(device)
     total, lr = cofi.plan("prune", len(data.train), cfg)
-    total += extra
+    total, bf16 = total + extra, cfg.bf16 and has_bf16(device)
     due, s = events(total, cfg, sparsity), 0.0
     if strategy in ("prune_first", "small_dense"):          # everything is decided at the start
         due, s = {}, sparsity if masks else 0.0
@@ -339,9 +338,8 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
     done, rest = journal.begin(stage, things)
     masks.update({name: mask.to(device) for name, mask in rest.get("masks", {}).items()})
     s, scores = rest.get("s", s), rest.get("scores")
-    sums = torch.as_tensor(rest.get("sums", 0.0), device=device)
+    sums, parts = torch.as_tensor(rest.get("sums", 0.0), device=device), torch.zeros(3)
     began, every = time.perf_counter() - rest.get("seconds", 0), max(1, total // 5)
-    parts = torch.zeros(3)
     batches_left = cofi.stream(data.train, cfg.batch_size, cfg.seed, total, done)
     for step, (_, batch) in journal.steps(batches_left, stage, total, done):
         x, label = to(device, batch), batch["label"].to(device, non_blocking=True)

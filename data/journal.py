@@ -95,7 +95,7 @@ class Journal:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
     def begin(self, stage, things):
-        """(steps that are done, what else was saved); things: {name: what has a state_dict}.
+        """(steps that are done, what else was saved). things: {name: has a state_dict, or None}.
 
         Where there is a state, things are set to it, and so are the random generator and the log.
         """
@@ -111,7 +111,8 @@ class Journal:
             raise BadInput(f"{path}: was saved with {other}; want those settings again, or --fresh "
                            "to start over")
         for name, thing in things.items():
-            thing.load_state_dict(saved[name])
+            if thing is not None:
+                thing.load_state_dict(saved[name])
         torch.set_rng_state(saved["random"])
         for kind in ("cuda", "mps"):
             if kind in saved:
@@ -148,7 +149,8 @@ class Journal:
         """The state after a step, in place of the one before. Raises Interrupted if asked to."""
         state = {"settings": self.settings, "step": step, "random": torch.get_rng_state(),
                  "log": self.path.read_text(), "rest": rest,
-                 **{name: thing.state_dict() for name, thing in things.items()}}
+                 **{name: None if thing is None else thing.state_dict()
+                    for name, thing in things.items()}}
         if torch.cuda.is_initialized():
             state["cuda"] = torch.cuda.get_rng_state()
         if torch.backends.mps.is_available():
