@@ -7,6 +7,7 @@
     python test_cofi.py --guide                     the README's links, set to today's lines
     python test_cofi.py --assignment FOLDER         a copy of the project to fill in
     python test_cofi.py --answer 3b 12.5            is that the answer to question 3b?
+    python test_cofi.py --benchmark                 a pruning step and a cut model, beside others
 """
 import argparse
 import ast
@@ -15,6 +16,7 @@ import dataclasses
 import doctest
 import functools
 import hashlib
+import importlib.util
 import io
 import itertools
 import json
@@ -52,7 +54,7 @@ from data.toy import prepare as toy
 
 torch.set_num_threads(1)       # at these sizes a second thread only waits
 
-HERE = Path(__file__).parent
+HERE, CPU = Path(__file__).parent, torch.device("cpu")
 MINILM = cofi.Config(100, 64, 2, 384, 32, [12] * 6, [1536] * 6, 384, labels=["no", "yes"])
 TINY = cofi.Config(100, 64, 2, 16, 4, [4, 4, 4], [24, 24, 24], 16, labels=["no", "yes"])
 ODD = cofi.Config(100, 64, 2, 13, 7, [3] * 5, [17] * 5, 19, labels=["no", "yes"])    # none is alike
@@ -2308,6 +2310,217 @@ def test_ledger_points_at_lines():
     assert len(rows) > 25 and all(LINK.search(row) for row in rows)
 
 
+# ---- Benchmark: a pruning step beside others, and a cut model beside its dense one ---------------
+
+
+def naive_bert(bert, batch, z=None):
+    """(logits, hidden states) of a BERT, written down plainly. z: {group: mask}, or None."""
+    c, e, real = bert.config, bert.embeddings, batch["real"]
+    drop = functools.partial(F.dropout, p=c.dropout, training=bert.training)
+
+    def norm(part, x):
+        if z is None:
+            return F.layer_norm(x, (c.d,), part.weight, part.bias, part.eps)
+        kept = (z["z_hidn"] > 0).float()
+        mean = (x * kept).sum(-1, keepdim=True) / kept.sum()
+        var = ((x - mean).square() * kept).sum(-1, keepdim=True) / kept.sum()
+        return ((x - mean) / (var + part.eps).sqrt() * part.weight + part.bias) * z["z_hidn"]
+
+    def heads(x):
+        return x.view(*real.shape, -1, c.k).transpose(1, 2)
+
+    x = e.word(batch["ids"]) + e.segment(batch["segments"]) + e.position.weight[:real.shape[1]]
+    hidden = [drop(norm(e.norm, x))]
+    for l, (mha, ffn) in enumerate((layer.mha, layer.ffn) for layer in bert.layers):
+        x = hidden[-1]
+        if z is None or z["z_mha"][l] > 0 and z["z_head"][l].any():
+            q, k, v = (heads(linear(x)) for linear in (mha.query, mha.key, mha.value))
+            scores = (q @ k.transpose(2, 3) / math.sqrt(c.k)).masked_fill(~real[:, None, None],
+                                                                          -math.inf)
+            y = drop(scores.softmax(-1)) @ v
+            y = y if z is None else y * z["z_head"][l][:, None, None]
+            y = mha.out(y.transpose(1, 2).reshape(x.shape[:2] + (-1,)))
+            y = y if z is None else y * z["z_mha"][l] * z["z_hidn"]
+            x = norm(mha.norm, x + drop(y))
+        if z is None or z["z_ffn"][l] > 0 and z["z_int"][l].any():
+            y = F.gelu(ffn.up(x))
+            y = ffn.down(y if z is None else y * z["z_int"][l])
+            y = y if z is None else y * z["z_ffn"][l] * z["z_hidn"]
+            x = norm(ffn.norm, x + drop(y))
+        hidden.append(x)
+    return bert.classifier(drop(torch.tanh(bert.pooler(x[:, 0])))), hidden
+
+
+def naive_loss(student, teacher, W_layer, batch, z, cfg):
+    """The loss of the network (classes, and free or ordered matching), term by term."""
+    with torch.no_grad():
+        logits_t, H_t = naive_bert(teacher, batch)
+    logits, H_s = naive_bert(student, batch, z)
+    p_s, p_t = ((x / cfg.temperature).softmax(-1) for x in (logits, logits_t))
+    pred = (p_t * (p_t.log() - p_s.log())).sum(-1).mean() * cfg.temperature**2
+
+    def distance(i, j):
+        return (W_layer(H_s[j]) - H_t[i]).square().mean(-1)[batch["real"]].mean()
+
+    is_open, limit, layers = cofi.open_layers(student, z), len(H_s), 0.0
+    for i in reversed(cofi.teacher_layers(len(H_t) - 1)):
+        with torch.no_grad():
+            found = {j: distance(i, j) for j in range(1, limit) if is_open[j - 1]}
+        if found:
+            m = min(found, key=found.get)
+            layers = layers + distance(i, m)
+            limit = m if cfg.matching == "ordered" else limit
+    return cfg.pred_weight * pred + cfg.layer_weight * layers
+
+
+@pytest.mark.parametrize("matching", ["free", "ordered"])
+def test_naive_step_has_our_loss(matching):
+    """...and our gradient, whatever the padding: that is what makes it fair to compare the two."""
+    student, teacher, z = make_bert(ODD), make_bert(ODD), make_masks(ODD)
+    W_layer, batch = nn.Linear(13, 13, bias=False), make_batch()
+    cfg = cofi.Settings(matching=matching)
+    longer = {name: F.pad(x, (0, 7)) for name, x in batch.items()}
+    with torch.no_grad():
+        out_t = teacher(**batch)
+    ours, _, _ = cofi.objective(student(**batch, **z), out_t, torch.zeros(5).long(), batch["real"],
+                                cfg, W_layer, cofi.open_layers(student, z))
+    naive, weights = naive_loss(student, teacher, W_layer, longer, z, cfg), [*student.parameters()]
+    close(naive, ours)
+    for got, want in zip(*(torch.autograd.grad(loss, weights, materialize_grads=True)
+                           for loss in (naive, ours))):
+        close(got, want, atol=1e-4)
+
+
+def naive_step(student, teacher, W_layer, masks, cfg, length):
+    """batch -> one step as one would write it down first: in fp32, every row padded to `length`."""
+    weights = [p for part in (student, W_layer) for p in part.parameters() if p.requires_grad]
+    lambdas = [torch.zeros((), requires_grad=True) for _ in range(2)]
+    descent = torch.optim.AdamW([{"params": weights}, {"params": masks.parameters(), "lr": 0.01}],
+                                cfg.lr, weight_decay=0.0)
+    ascent = torch.optim.SGD(lambdas, cfg.lambda_lr, maximize=True)
+
+    def step(batch):
+        batch = {name: F.pad(batch[name], (0, length - batch[name].shape[1]))
+                 for name in ("ids", "segments", "real")}
+        loss = naive_loss(student, teacher, W_layer, batch, masks.sample(), cfg)
+        loss = loss + cofi.lagrangian(masks.sparsity(), 0.0, *lambdas)
+        descent.zero_grad()
+        ascent.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        descent.step()
+        ascent.step()
+        masks.hold()
+
+    return step
+
+
+def fine_tuning_step(config, cfg):
+    """(batch, frozen) -> one step of fine-tuning the BERT of the package `transformers`."""
+    import transformers
+    bert = transformers.BertForSequenceClassification(transformers.BertConfig(
+        vocab_size=config.vocab, hidden_size=config.d, num_hidden_layers=len(config.heads),
+        num_attention_heads=config.heads[0], intermediate_size=config.ffn[0],
+        max_position_embeddings=config.positions, num_labels=len(config.labels))).train()
+    descent, bf16 = torch.optim.AdamW(bert.parameters(), cfg.lr, fused=True), cofi.has_bf16(CPU)
+
+    def step(batch, frozen=False):
+        bert.bert.embeddings.requires_grad_(not frozen)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = bert(input_ids=batch["ids"], token_type_ids=batch["segments"],
+                        attention_mask=batch["real"].long(), labels=batch["label"]).loss
+        descent.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
+        descent.step()
+
+    return step
+
+
+class Turns:
+    """In the place of a journal it times the steps of cofi.train, and others on the same batches.
+
+    others: {name: step}. The first turn warms up; three more, or what `seconds` have room for.
+    """
+
+    def __init__(self, others, seconds):
+        self.others, self.seconds = others, seconds
+        self.times, self.tokens = {name: [] for name in ("a pruning step", *others)}, []
+
+    def begin(self, stage, things):
+        return 0, {}
+
+    def due(self):
+        return False
+
+    def steps(self, batches, stage, total, done):
+        end = time.perf_counter() + self.seconds
+        for step, (numbers, batch) in enumerate(batches, 1):
+            if step > 4 and time.perf_counter() > end:
+                return
+            stamps = [time.perf_counter()]
+            yield step, (numbers, batch)        # and cofi.train does it
+            stamps.append(time.perf_counter())
+            for other in self.others.values():
+                other(batch)
+                stamps.append(time.perf_counter())
+            if step > 1:
+                self.tokens.append(batch["ids"].shape[1])
+                for seen, passed in zip(self.times.values(), np.diff(stamps)):
+                    seen.append(passed)
+
+
+def multiply_adds(config, T):
+    """Of the encoder for a row of T tokens: its matrices, and attention of every token to every."""
+    return sum(2 * T * (config.d * (2 * config.k * h + f) + T * config.k * h)
+               for h, f in zip(config.heads, config.ffn))
+
+
+def benchmark(model, task, threads, seconds):
+    """Prints what a pruning step takes beside others, and a cut model beside its dense one.
+
+    Weights are random, which does not change the time.
+    """
+    cfg = dataclasses.replace(cofi.Settings.of(task), model=model, start=0.0, threads=threads)
+    _, config, tokenizer = cofi.set_up(cfg)
+    length = min(cfg.max_length, config.positions)
+    rows = cofi.load_task(task, tokenizer, length)
+    if rows.span or not rows.names:
+        raise BadInput(f"--task {task}: want one with classes")
+    config = dataclasses.replace(config, labels=rows.names)
+    student, teacher, masks = cofi.BERT(config), cofi.BERT(config).eval(), cofi.Masks(config)
+    student.embeddings.requires_grad_(False)
+    W_layer = nn.Linear(config.d, config.d, bias=False)
+    parts = student, teacher, W_layer, masks
+    others = {f"the same, naively: fp32, {length} tokens": naive_step(*parts, cfg, length)}
+    if importlib.util.find_spec("transformers"):
+        others["fine-tuning in transformers"] = step = fine_tuning_step(config, cfg)
+        others["the same, embeddings frozen"] = functools.partial(step, frozen=True)
+    else:
+        print("the package transformers is not installed: its fine-tuning step is left out")
+    turns = Turns(others, seconds)
+    cofi.train("prune", student, rows, cfg, turns, *parts[1:])
+
+    ours, *_ = turns.times.values()
+    print(f"{task}, {cfg.batch_size} rows, {np.mean(turns.tokens):.0f} tokens (mean of "
+          f"{len(ours)} batches), {threads} threads, bf16: {cofi.has_bf16(CPU)}\n\n"
+          f"{'':38}seconds  to pruning\n" + "\n".join(
+              f"{name:38}{np.median(seen):7.3f}  {np.median(np.divide(seen, ours)):10.2f}"
+              for name, seen in turns.times.items()))
+    small = cofi.cut(student, cofi.decide(random_log_alpha(config), 0.95))
+    ideal = multiply_adds(config, length) / multiply_adds(small.config, length)
+    faster = cofi.speedup(student, small, (32, 128), length, seconds)
+    print(f"\ncut at 95 %, at random: d {small.config.d}, heads {small.config.heads}, FFN units "
+          f"{small.config.ffn}\n1/{ideal:.1f} of the multiply-adds" + "".join(
+              f"   {x:.1f}x as fast at batch {rows}" for rows, x in faster.items()))
+
+
+def test_benchmark_runs(capsys):
+    assert main(["--benchmark", "--seconds", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"naively.* 0\.\d+ +\d+\.\d\d\n", printed) and "at batch 128" in printed
+
+
 # ---- Assignments ---------------------------------------------------------------------------------
 
 
@@ -2485,12 +2698,19 @@ def answer(question, number):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="The course work; the tests are run by pytest.")
+    parser = argparse.ArgumentParser(description="The course work, a benchmark; pytest runs tests.")
     parser.add_argument("--guide", action="store_true", help="set the README's links to the lines")
     parser.add_argument("--assignment", type=Path, metavar="FOLDER", help="write a copy to fill in")
     parser.add_argument("--answer", nargs=2, metavar=("QUESTION", "NUMBER"), help="check an answer")
+    parser.add_argument("--benchmark", action="store_true", help="time a pruning step, a cut model")
+    parser.add_argument("--model", default=str(data.TOY), help="whose shape is timed")
+    parser.add_argument("--task", default="toy", choices=data.TASKS, help="whose rows are read")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each table, or more")
     given = parser.parse_args(arguments)
     try:
+        if given.benchmark:
+            benchmark(given.model, given.task, given.threads, given.seconds)
         if given.guide:
             readme = HERE / "README.md"
             readme.write_text(with_lines(readme.read_text(), HERE))
