@@ -2440,11 +2440,12 @@ def fine_tuning_step(config, cfg):
 class Turns:
     """In the place of a journal it times the steps of cofi.train, and others on the same batches.
 
-    others: {name: step}. The first turn warms up; three more, or what `seconds` have room for.
+    others: {name: step}. One turn warms up; `turns` follow, on batches that are spread evenly over
+    the lengths of those of an epoch, so that a mean is about the epoch's. epoch: its batches.
     """
 
-    def __init__(self, others, seconds):
-        self.others, self.seconds = others, seconds
+    def __init__(self, others, turns, epoch):
+        self.others, self.turns, self.epoch = others, turns, epoch
         self.times, self.tokens = {name: [] for name in ("a pruning step", *others)}, []
 
     def begin(self, stage, things):
@@ -2454,17 +2455,16 @@ class Turns:
         return False
 
     def steps(self, batches, stage, total, done):
-        end = time.perf_counter() + self.seconds
-        for step, (numbers, batch) in enumerate(batches, 1):
-            if step > 4 and time.perf_counter() > end:
-                return
+        epoch = sorted(itertools.islice(batches, self.epoch), key=lambda x: x[1]["ids"].shape[1])
+        spread = [epoch[int((i + 0.5) * len(epoch) / self.turns)] for i in range(self.turns)]
+        for step, (numbers, batch) in enumerate([spread[0], *spread]):
             stamps = [time.perf_counter()]
-            yield step, (numbers, batch)        # and cofi.train does it
+            yield step + 1, (numbers, batch)    # and cofi.train does it
             stamps.append(time.perf_counter())
             for other in self.others.values():
                 other(batch)
                 stamps.append(time.perf_counter())
-            if step > 1:
+            if step:
                 self.tokens.append(batch["ids"].shape[1])
                 for seen, passed in zip(self.times.values(), np.diff(stamps)):
                     seen.append(passed)
@@ -2476,12 +2476,13 @@ def multiply_adds(config, T):
                for h, f in zip(config.heads, config.ffn))
 
 
-def benchmark(model, task, threads, seconds):
+def benchmark(model, task, batch_size, threads, repeat):
     """Prints what a pruning step takes beside others, and a cut model beside its dense one.
 
     Weights are random, which does not change the time.
     """
-    cfg = dataclasses.replace(cofi.Settings.of(task), model=model, start=0.0, threads=threads)
+    cfg = dataclasses.replace(cofi.Settings.of(task), model=model, batch_size=batch_size,
+                              threads=threads, start=0.0)
     _, config, tokenizer = cofi.set_up(cfg)
     length = min(cfg.max_length, config.positions)
     rows = cofi.load_task(task, tokenizer, length)
@@ -2498,25 +2499,25 @@ def benchmark(model, task, threads, seconds):
         others["the same, embeddings frozen"] = functools.partial(step, frozen=True)
     else:
         print("the package transformers is not installed: its fine-tuning step is left out")
-    turns = Turns(others, seconds)
+    turns = Turns(others, repeat, math.ceil(len(rows.train) / batch_size))
     cofi.train("prune", student, rows, cfg, turns, *parts[1:])
 
     ours, *_ = turns.times.values()
     print(f"{task}, {cfg.batch_size} rows, {np.mean(turns.tokens):.0f} tokens (mean of "
-          f"{len(ours)} batches), {threads} threads, bf16: {cofi.has_bf16(CPU)}\n\n"
-          f"{'':38}seconds  to pruning\n" + "\n".join(
-              f"{name:38}{np.median(seen):7.3f}  {np.median(np.divide(seen, ours)):10.2f}"
+          f"{repeat} batches), {threads} threads, bf16: {cofi.has_bf16(CPU)}\n\n"
+          f"{'mean of':38}seconds  to pruning\n" + "\n".join(
+              f"{name:38}{np.mean(seen):7.3f}  {sum(seen) / sum(ours):10.2f}"
               for name, seen in turns.times.items()))
     small = cofi.cut(student, cofi.decide(random_log_alpha(config), 0.95))
     ideal = multiply_adds(config, length) / multiply_adds(small.config, length)
-    faster = cofi.speedup(student, small, (32, 128), length, seconds)
+    faster = cofi.speedup(student, small, (32, 128), length, seconds=0)
     print(f"\ncut at 95 %, at random: d {small.config.d}, heads {small.config.heads}, FFN units "
           f"{small.config.ffn}\n1/{ideal:.1f} of the multiply-adds" + "".join(
               f"   {x:.1f}x as fast at batch {rows}" for rows, x in faster.items()))
 
 
 def test_benchmark_runs(capsys):
-    assert main(["--benchmark", "--seconds", "0"]) == 0
+    assert main(["--benchmark", "--turns", "2"]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"naively.* 0\.\d+ +\d+\.\d\d\n", printed) and "at batch 128" in printed
 
@@ -2705,12 +2706,13 @@ def main(arguments=None):
     parser.add_argument("--benchmark", action="store_true", help="time a pruning step, a cut model")
     parser.add_argument("--model", default=str(data.TOY), help="whose shape is timed")
     parser.add_argument("--task", default="toy", choices=data.TASKS, help="whose rows are read")
+    parser.add_argument("--batch_size", type=int, default=32, help="rows of a pruning step")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each table, or more")
+    parser.add_argument("--turns", type=int, default=10, help="steps of each kind")
     given = parser.parse_args(arguments)
     try:
         if given.benchmark:
-            benchmark(given.model, given.task, given.threads, given.seconds)
+            benchmark(given.model, given.task, given.batch_size, given.threads, given.turns)
         if given.guide:
             readme = HERE / "README.md"
             readme.write_text(with_lines(readme.read_text(), HERE))
