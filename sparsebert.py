@@ -45,8 +45,8 @@ from torch import nn
 
 import cofi
 from cofi import check_finite, evaluate, finished_before, has_bf16, label_loss, pred_loss, to
-from data import (BadInput, guarded, load_task, make_parser, read_mlm_head, setting, settings,
-                  write, write_json)
+from data import (BadInput, guarded, joined, load_task, make_parser, read_mlm_head, setting,
+                  settings, write, write_json)
 
 # --------------------------------------------------------------------------------------------------
 # 1. Magnitude: which weights stay, and how many at which step
@@ -251,11 +251,7 @@ def augment(rows, bert, head, mask_id, special, copies, share=0.15, candidates=1
             for i, row in enumerate(numbers):
                 new[rows.start[row]:rows.start[row + 1]] = ids[i][batch["real"][i].numpy()]
         made.append(replace(rows, ids=new))
-    ends = np.cumsum([0] + [len(rows.ids)] * copies)
-    same = {name: np.concatenate([getattr(rows, name)] * (copies + 1))
-            for name in ("first", "label", "part")}
-    return replace(rows, ids=np.concatenate([r.ids for r in made]),
-                   start=np.concatenate([[0]] + [rows.start[1:] + end for end in ends]), **same)
+    return joined(made)
 
 
 # --------------------------------------------------------------------------------------------------
