@@ -10,12 +10,13 @@ After Xia, Zhong and Chen, "Structured Pruning Learns Compact and Accurate Model
 
 To be read from the top, in the order of the paper:
 
+    0  Settings              every number one may set, with its source
     1  BERT                  the network, and where its five kinds of mask multiply
     2  Hard concrete         how a mask of zeros and ones is learned by gradient descent
     3  Size and Lagrangian   how many weights are left, and how to get to the number asked for
     4  Distillation          what the small network learns from the large one
     5  Cutting               from masks to a smaller network that is equal to the masked one
-    6  Training              the settings, and one loop for all three stages
+    6  Training              one loop for all three stages
     7  Report                score, speed, and a drawing of what is left
     8  Main                  one run from beginning to end
 
@@ -45,15 +46,89 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from data import (TASKS, BadInput, Journal, Run, batches, chart, differing, fetch, guarded,
+                  load_task, load_tokenizer, make_parser, read_config, read_model, read_weights,
+                  rows_from_text, setting, settings, windows_from_text, write, write_checkpoint,
+                  write_json, write_submission, write_text)
+
+# --------------------------------------------------------------------------------------------------
+# 0. Settings: every number one may set, its default and its source
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Settings(Run):
+    """What CoFi needs beside Run (data/flags.py: task, model, seed ...). Every field is a flag.
+
+    None: it depends on the task, see BY_SIZE, which also changes other defaults for the toy.
+    """
+    sparsity: float = setting(0.95, "share of the encoder's weights to prune; paper: .60 to .95",
+                              between=(0, 0.99))
+    masks: str = setting("mha,head,ffn,int,hidn", "masks to learn, others stay open; paper: all")
+    matching: str = setting(None, "layer matching; paper: ordered on small sets, else free",
+                            among=("free", "ordered", "fixed"))
+    layer_weight: float = setting(0.5, "weight of L_layer, 0: off; paper: .9, .7 or .5 by grid",
+                                  between=(0, 1000))
+    pred_weight: float = setting(0.5, "weight of L_pred, 0: labels instead; paper: .1, .3 or .5",
+                                 between=(0, 1000))
+    temperature: float = setting(2.0, "of L_pred; authors' code: 2", between=(0.01, 100))
+    prune_epochs: float = setting(None, "epochs of pruning in all; paper: 100 small sets, 20 large",
+                                  between=(0.001, 1e4))
+    finetune_epochs: float = setting(None, "epochs of the cut model; paper: 20",
+                                     between=(0.001, 1e4))
+    start: float = setting(None, "share of pruning before the first mask; paper: 4/100, 1/20",
+                           between=(0, 0.9))
+    warmup: float = setting(None, "share of pruning while t rises; paper: 20/100, 2/20",
+                            between=(0, 0.9))
+    lr: float = setting(2e-5, "learning rate while pruning; paper: 2e-5", between=(1e-9, 1))
+    finetune_lr: float = setting(2e-5, "learning rate of the cut model; paper: 1e-5, 2e-5, 3e-5",
+                                 between=(1e-9, 1))
+    mask_lr: float = setting(0.01, "learning rate of log_alpha; paper: .01; both this and the next "
+                             "are multiplied by 10,000 / steps in a shorter run, at most by 20",
+                             between=(1e-9, 10))
+    lambda_lr: float = setting(0.3, "learning rate of lambda1 and lambda2; ours", between=(0, 1000))
+    lambda2: float = setting(100.0, "where lambda2 starts; ours: from 0, s follows t late, then "
+                             "overshoots", between=(0, 1e6))
+
+    BY_SIZE = {       # the paper's table of hyper-parameters; the toy's are ours
+        "small": Run.BY_SIZE["small"] | {
+            "matching": "ordered", "prune_epochs": 100, "start": 4 / 100, "warmup": 20 / 100,
+            "finetune_epochs": 20},
+        "large": Run.BY_SIZE["large"] | {
+            "matching": "free", "prune_epochs": 20, "start": 1 / 20, "warmup": 2 / 20,
+            "finetune_epochs": 20},
+        "squad": Run.BY_SIZE["squad"] | {
+            "matching": "free", "prune_epochs": 20, "start": 1 / 20, "warmup": 2 / 20,
+            "finetune_epochs": 20, "lr": 3e-5},
+        "toy": Run.BY_SIZE["toy"] | {
+            "matching": "ordered", "sparsity": 0.9, "prune_epochs": 7, "start": 0.1, "warmup": 0.5,
+            "finetune_epochs": 3, "lr": 5e-4, "finetune_lr": 5e-4}}
+
+    def check(self):
+        super().check()
+        for name in self.masks.split(","):
+            if f"z_{name}" not in Masks.GROUPS:
+                raise BadInput(f"--masks {self.masks}: there is no mask {name!r}; want some of "
+                               "mha,head,ffn,int,hidn, with commas between")
+        if self.start + self.warmup > 1:
+            raise BadInput(f"--start {self.start:g} --warmup {self.warmup:g}: more than all of "
+                           "pruning; want at most 1 together")
+
+
+COMMANDS = {      # what to do instead of a run: {flag: (its words, help)}
+    "evaluate": ("MODEL", "score a finished run, or another fine-tuned BERT, again"),
+    "predict": (("MODEL", "WORDS"), "MODEL SENTENCE [SENTENCE], MODEL QUESTION CONTEXT"),
+    "submit": ("MODEL", "write its answers to the test set for GLUE's server"),
+    "export": ("FOLDER", "write model.pt2, a program for torch alone")}
+
+if __name__ == "__main__" and {"-h", "--help"} & {*sys.argv}:      # before torch, which takes a
+    make_parser(Settings, __doc__, COMMANDS).print_help()           # second to load
+    sys.exit()
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from data import (TASKS, TOY, BadInput, Journal, batches, chart, check_range, differing, fetch,
-                  guarded, load_task, load_tokenizer, make_parser, read_config, read_model,
-                  read_weights, rows_from_text, setting, settings, task_size, windows_from_text,
-                  write, write_checkpoint, write_json, write_submission, write_text)
 
 # --------------------------------------------------------------------------------------------------
 # 1. BERT: post-norm Transformer layers, and where the masks multiply
@@ -641,114 +716,8 @@ def cut(bert, z):
 
 
 # --------------------------------------------------------------------------------------------------
-# 6. Training: the settings, and one loop for teacher, pruning and fine-tuning
+# 6. Training: one loop for teacher, pruning and fine-tuning
 # --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Run:
-    """What a run needs whatever the method: every field is a flag.
-
-    None: it depends on the task, see BY_SIZE, which also changes other defaults for the toy.
-    """
-    task: str = setting("toy", "the toy, a task of GLUE, SQuAD, or own, with --data",
-                        among=tuple(TASKS))
-    data: str = setting("", "folder with your own train and validation, as .tsv, .csv or .jsonl: "
-                        "label, and one or two columns of text")
-    model: str = setting("google-bert/bert-base-uncased", "pre-trained BERT, hub name or folder")
-    teacher: str = setting("", "a fine-tuned BERT, hub name or folder; else one is trained")
-    teacher_epochs: float = setting(None, "epochs of the teacher; ours: 5 small sets, 3 large",
-                                    between=(0.001, 1e4))
-    teacher_lr: float = setting(3e-5, "learning rate of the teacher; ours", between=(1e-9, 1))
-    batch_size: int = setting(32, "rows; paper: 32", between=(1, 65536))
-    max_length: int = setting(128, "tokens of a row; paper: 128, SQuAD 384", between=(8, 65536))
-    seed: int = setting(57, "of all that is random; authors' code: 57", between=(0, 2**31))
-    out: str = setting("out", "folder of runs and teachers")
-    device: str = setting("auto", "auto: the best there is", among=("auto", "cpu", "cuda", "mps"))
-    bf16: bool = setting(True, "bfloat16 autocast, where the hardware computes in it")
-    threads: int = setting(0, "of the CPU; 0: torch's choice; the toy's steps are too short to "
-                           "share", between=(0, 1024))
-    max_steps: int = setting(0, "end every stage after so many steps, its schedule squeezed",
-                             between=(0, 2**31))
-    save_every: float = setting(5.0, "minutes between two states of an unfinished run, from the "
-                                "last of which the same command goes on", between=(0, 1e6))
-    fresh: bool = setting(False, "start over, whatever there is of an earlier run")
-
-    BY_SIZE = {       # of the task; ours
-        "small": {"teacher_epochs": 5}, "large": {"teacher_epochs": 3},
-        "squad": {"teacher_epochs": 2, "batch_size": 16, "max_length": 384},
-        "toy": {"model": str(TOY), "teacher_epochs": 5, "teacher_lr": 5e-4, "threads": 1}}
-
-    @classmethod
-    def of(cls, task, data=""):
-        """The settings of a task where the user sets nothing. data: the folder of task own."""
-        return cls(task=task, data=data, **cls.BY_SIZE[task_size(task, data)])
-
-    def check(self):
-        """Raises BadInput for the first setting that is not allowed."""
-        check_range(self)
-        if (self.task == "own") != bool(self.data):
-            raise BadInput(f"--task {self.task} --data {self.data or 'not given'}: want --data "
-                           "FOLDER alone, or another task without it")
-        has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        if not has.get(self.device, True):
-            raise BadInput(f"--device {self.device}: there is none here; want cpu, or auto")
-
-
-@dataclass
-class Settings(Run):
-    """And what CoFi needs beside."""
-    sparsity: float = setting(0.95, "share of the encoder's weights to prune; paper: .60 to .95",
-                              between=(0, 0.99))
-    masks: str = setting("mha,head,ffn,int,hidn", "masks to learn, others stay open; paper: all")
-    matching: str = setting(None, "layer matching; paper: ordered on small sets, else free",
-                            among=("free", "ordered", "fixed"))
-    layer_weight: float = setting(0.5, "weight of L_layer, 0: off; paper: .9, .7 or .5 by grid",
-                                  between=(0, 1000))
-    pred_weight: float = setting(0.5, "weight of L_pred, 0: labels instead; paper: .1, .3 or .5",
-                                 between=(0, 1000))
-    temperature: float = setting(2.0, "of L_pred; authors' code: 2", between=(0.01, 100))
-    prune_epochs: float = setting(None, "epochs of pruning in all; paper: 100 small sets, 20 large",
-                                  between=(0.001, 1e4))
-    finetune_epochs: float = setting(None, "epochs of the cut model; paper: 20",
-                                     between=(0.001, 1e4))
-    start: float = setting(None, "share of pruning before the first mask; paper: 4/100, 1/20",
-                           between=(0, 0.9))
-    warmup: float = setting(None, "share of pruning while t rises; paper: 20/100, 2/20",
-                            between=(0, 0.9))
-    lr: float = setting(2e-5, "learning rate while pruning; paper: 2e-5", between=(1e-9, 1))
-    finetune_lr: float = setting(2e-5, "learning rate of the cut model; paper: 1e-5, 2e-5, 3e-5",
-                                 between=(1e-9, 1))
-    mask_lr: float = setting(0.01, "learning rate of log_alpha; paper: .01; both this and the next "
-                             "are multiplied by 10,000 / steps in a shorter run, at most by 20",
-                             between=(1e-9, 10))
-    lambda_lr: float = setting(0.3, "learning rate of lambda1 and lambda2; ours", between=(0, 1000))
-    lambda2: float = setting(100.0, "where lambda2 starts; ours: from 0, s follows t late, then "
-                             "overshoots", between=(0, 1e6))
-
-    BY_SIZE = {       # the paper's table of hyper-parameters; the toy's are ours
-        "small": Run.BY_SIZE["small"] | {
-            "matching": "ordered", "prune_epochs": 100, "start": 4 / 100, "warmup": 20 / 100,
-            "finetune_epochs": 20},
-        "large": Run.BY_SIZE["large"] | {
-            "matching": "free", "prune_epochs": 20, "start": 1 / 20, "warmup": 2 / 20,
-            "finetune_epochs": 20},
-        "squad": Run.BY_SIZE["squad"] | {
-            "matching": "free", "prune_epochs": 20, "start": 1 / 20, "warmup": 2 / 20,
-            "finetune_epochs": 20, "lr": 3e-5},
-        "toy": Run.BY_SIZE["toy"] | {
-            "matching": "ordered", "sparsity": 0.9, "prune_epochs": 7, "start": 0.1, "warmup": 0.5,
-            "finetune_epochs": 3, "lr": 5e-4, "finetune_lr": 5e-4}}
-
-    def check(self):
-        super().check()
-        for name in self.masks.split(","):
-            if f"z_{name}" not in Masks.GROUPS:
-                raise BadInput(f"--masks {self.masks}: there is no mask {name!r}; want some of "
-                               "mha,head,ffn,int,hidn, with commas between")
-        if self.start + self.warmup > 1:
-            raise BadInput(f"--start {self.start:g} --warmup {self.warmup:g}: more than all of "
-                           "pruning; want at most 1 together")
 
 
 MASK_STEPS, MOST = 10_000, 20     # ours: a short run multiplies mask_lr and lambda_lr, up to MOST
@@ -1269,15 +1238,9 @@ def export(folder):
 
 def job(arguments):
     """What the command line asks for."""
-    parser = make_parser(Settings, __doc__)
-    for flag, words, what in (
-            ("--evaluate", "MODEL", "score a finished run, or another fine-tuned BERT, again"),
-            ("--predict", ("MODEL", "WORDS"), "MODEL SENTENCE [SENTENCE], MODEL QUESTION CONTEXT"),
-            ("--submit", "MODEL", "write its answers to the test set for GLUE's server"),
-            ("--export", "FOLDER", "write model.pt2, a program for torch alone")):
-        parser.add_argument(flag, metavar=words, help=what, nargs="+" if len(words) == 2 else None)
-    given = {name: x for name, x in vars(parser.parse_args(arguments)).items() if x is not None}
-    asked = {name: given.pop(name, None) for name in ("evaluate", "predict", "submit", "export")}
+    flags = make_parser(Settings, __doc__, COMMANDS).parse_args(arguments)
+    given = {name: x for name, x in vars(flags).items() if x is not None}
+    asked = {name: given.pop(name, None) for name in COMMANDS}
     cfg = settings(Settings, given)
     if asked["predict"]:
         predict(asked["predict"][0], asked["predict"][1:])

@@ -19,11 +19,12 @@ task as well, and figure 1 of the paper compares three ways to keep both:
 
 To be read from the top, in the order of cofi.py, where BERT, evaluation and teacher come from.
 
+    0  Settings              every number one may set, with its source
     1  Magnitude             which weights stay, and how many at which step
     2  Distillation          hidden states, attention scores, predictions
     3  Small and dense       the counterpart of equal size
     4  Augmentation          other words in the same sentence
-    5  Training              the settings, and one loop for all strategies
+    5  Training              one loop for all strategies
     6  What it buys          weights, multiply-adds, bytes, milliseconds
     7  Main                  the comparison
 
@@ -38,6 +39,71 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, fields, replace
 
+from data import (BadInput, Run, guarded, joined, load_task, make_parser, read_mlm_head, setting,
+                  settings, write, write_json)
+
+# --------------------------------------------------------------------------------------------------
+# 0. Settings: every number one may set, its default and its source
+# --------------------------------------------------------------------------------------------------
+
+STRATEGIES = ("prune_first", "finetune_first", "distil", "small_dense")
+NAMES = dict(zip(STRATEGIES, ("(b) prune, then fine-tune", "(c) fine-tune, then prune",
+                              "(d) prune while distilling", "small and dense, distilled")))
+
+
+@dataclass
+class Settings(Run):
+    """Beside those of Run, which cofi.py has too."""
+    sparsity: str = setting("0.95", "share of zeros in each matrix, or several with commas between")
+    strategy: str = setting("prune_first,finetune_first,distil",
+                            f"some of {' '.join(STRATEGIES)}, with commas between")
+    prune_epochs: float = setting(None, "epochs; paper: 12 for MRPC, 5 for QNLI, augmented",
+                                  between=(0.001, 1e4))
+    lr: float = setting(3e-5, "learning rate; paper: 3e-5", between=(1e-9, 1))
+    decay: bool = setting(False, "let it fall linearly to 0; paper: constant")
+    weight_decay: float = setting(0.01, "of AdamW; paper: .01", between=(0, 10))
+    events: int = setting(100, "times that weights are pruned; paper: about 100",
+                          between=(1, 10**6))
+    end: float = setting(1.0, "share of the steps after which nothing more is pruned, the rest is "
+                         "for recovery; paper: 1, none", between=(0.01, 1))
+    block: int = setting(1, "prune blocks of so many weights in both directions; paper: 1",
+                         between=(1, 1024))
+    hidden_weight: float = setting(1.0, "weight of L_hidden; paper: 1", between=(0, 1000))
+    attention_weight: float = setting(1.0, "weight of L_att; paper: 1", between=(0, 1000))
+    pred_weight: float = setting(1.0, "weight of L_pred, 0: labels instead; paper: 1",
+                                 between=(0, 1000))
+    augment: int = setting(0, "copies of the training set with other words, labels kept, right or "
+                           "not; paper: some 60 for MRPC", between=(0, 1000))
+
+    BY_SIZE = {       # of the task; ours
+        "small": Run.BY_SIZE["small"] | {"prune_epochs": 12},
+        "large": Run.BY_SIZE["large"] | {"prune_epochs": 5},
+        "squad": Run.BY_SIZE["squad"] | {"prune_epochs": 5},
+        "toy": Run.BY_SIZE["toy"] | {"prune_epochs": 4, "lr": 1e-3}}
+
+    def sparsities(self):
+        """The sparsities as numbers."""
+        try:
+            return [float(s) for s in self.sparsity.split(",")]
+        except ValueError as error:
+            raise BadInput(f"--sparsity {self.sparsity}: want a number such as 0.95, or several "
+                           "with commas between") from error
+
+    def check(self):
+        super().check()
+        for s in self.sparsities():
+            if not 0 <= s <= 0.999:
+                hint = f"; did you mean {s / 100:g}?" if 1 < s <= 99.9 else ""
+                raise BadInput(f"--sparsity {s:g}: want a number from 0 to 0.999{hint}")
+        for name in self.strategy.split(","):
+            if name not in STRATEGIES:
+                raise BadInput(f"--strategy {name}: want some of {', '.join(STRATEGIES)}")
+
+
+if __name__ == "__main__" and {"-h", "--help"} & {*sys.argv}:      # before torch, as in cofi.py
+    make_parser(Settings, __doc__).print_help()
+    sys.exit()
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -45,8 +111,6 @@ from torch import nn
 
 import cofi
 from cofi import check_finite, evaluate, finished_before, has_bf16, label_loss, pred_loss, to
-from data import (BadInput, guarded, joined, load_task, make_parser, read_mlm_head, setting,
-                  settings, write, write_json)
 
 # --------------------------------------------------------------------------------------------------
 # 1. Magnitude: which weights stay, and how many at which step
@@ -255,62 +319,8 @@ def augment(rows, bert, head, mask_id, special, copies, share=0.15, candidates=1
 
 
 # --------------------------------------------------------------------------------------------------
-# 5. Training: the settings, and one loop for all strategies
+# 5. Training: one loop for all strategies
 # --------------------------------------------------------------------------------------------------
-
-STRATEGIES = ("prune_first", "finetune_first", "distil", "small_dense")
-NAMES = dict(zip(STRATEGIES, ("(b) prune, then fine-tune", "(c) fine-tune, then prune",
-                              "(d) prune while distilling", "small and dense, distilled")))
-
-
-@dataclass
-class Settings(cofi.Run):
-    """Beside those of cofi.py's Run."""
-    sparsity: str = setting("0.95", "share of zeros in each matrix, or several with commas between")
-    strategy: str = setting("prune_first,finetune_first,distil",
-                            f"some of {' '.join(STRATEGIES)}, with commas between")
-    prune_epochs: float = setting(None, "epochs; paper: 12 for MRPC, 5 for QNLI, augmented",
-                                  between=(0.001, 1e4))
-    lr: float = setting(3e-5, "learning rate; paper: 3e-5", between=(1e-9, 1))
-    decay: bool = setting(False, "let it fall linearly to 0; paper: constant")
-    weight_decay: float = setting(0.01, "of AdamW; paper: .01", between=(0, 10))
-    events: int = setting(100, "times that weights are pruned; paper: about 100",
-                          between=(1, 10**6))
-    end: float = setting(1.0, "share of the steps after which nothing more is pruned, the rest is "
-                         "for recovery; paper: 1, none", between=(0.01, 1))
-    block: int = setting(1, "prune blocks of so many weights in both directions; paper: 1",
-                         between=(1, 1024))
-    hidden_weight: float = setting(1.0, "weight of L_hidden; paper: 1", between=(0, 1000))
-    attention_weight: float = setting(1.0, "weight of L_att; paper: 1", between=(0, 1000))
-    pred_weight: float = setting(1.0, "weight of L_pred, 0: labels instead; paper: 1",
-                                 between=(0, 1000))
-    augment: int = setting(0, "copies of the training set with other words, labels kept, right or "
-                           "not; paper: some 60 for MRPC", between=(0, 1000))
-
-    BY_SIZE = {       # of the task; ours
-        "small": cofi.Run.BY_SIZE["small"] | {"prune_epochs": 12},
-        "large": cofi.Run.BY_SIZE["large"] | {"prune_epochs": 5},
-        "squad": cofi.Run.BY_SIZE["squad"] | {"prune_epochs": 5},
-        "toy": cofi.Run.BY_SIZE["toy"] | {"prune_epochs": 4, "lr": 1e-3}}
-
-    def sparsities(self):
-        """The sparsities as numbers."""
-        try:
-            return [float(s) for s in self.sparsity.split(",")]
-        except ValueError as error:
-            raise BadInput(f"--sparsity {self.sparsity}: want a number such as 0.95, or several "
-                           "with commas between") from error
-
-    def check(self):
-        super().check()
-        for s in self.sparsities():
-            if not 0 <= s <= 0.999:
-                hint = f"; did you mean {s / 100:g}?" if 1 < s <= 99.9 else ""
-                raise BadInput(f"--sparsity {s:g}: want a number from 0 to 0.999{hint}")
-        for name in self.strategy.split(","):
-            if name not in STRATEGIES:
-                raise BadInput(f"--strategy {name}: want some of {', '.join(STRATEGIES)}")
-
 
 def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, heads=None, extra=0):
     """Prunes and trains in place; masks are changed, too.

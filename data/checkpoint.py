@@ -3,10 +3,9 @@ import json
 import re
 
 import numpy as np
-import torch
 
+from .files import read_tensors, write_json, write_tensors, write_text
 from .hub import BadInput, fetch
-from .journal import write, write_json, write_text
 
 NAMES = [                 # theirs, ours; replaced in this order
     ("embeddings.word_embeddings", "embeddings.word"),
@@ -90,7 +89,7 @@ def read_model(model):
 
 def sizes_of(weights, c):
     """{"d", "heads", "ffn"} read off the weights; c: with the number of layers, and k."""
-    layers, d = range(len(c["heads"])), torch.empty(0, c["d"])
+    layers, d = range(len(c["heads"])), np.empty((0, c["d"]))
     return {"d": weights.get("embeddings.word.weight", d).shape[1],
             "heads": [len(weights.get(f"layers.{i}.mha.query.weight", ())) // c["k"]
                       for i in layers],
@@ -105,32 +104,7 @@ def load_tensors(model):
     path = fetch(model, "pytorch_model.bin", optional=True)
     if path is None and (path := fetch(model, "model.safetensors", optional=True)) is None:
         path = fetch(model, "pytorch_model.bin")    # which says what is missing
-    return load_file(path)
-
-
-def load_file(path):
-    """What a file of tensors holds. Runs no code of it. Raises BadInput."""
-    try:
-        if path.suffix == ".safetensors":
-            return read_safetensors(path.read_bytes())
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # truncated, no checkpoint, or carrying code
-        raise BadInput(f"{path}: not a file of tensors alone ({type(error).__name__}); "
-                       "download or save it again") from error
-
-
-def read_safetensors(data):
-    """{name: tensor} of a file's bytes: the header's length, 8 bytes; the header, JSON; numbers."""
-    kinds = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
-    begin = 8 + int.from_bytes(data[:8], "little")
-    header, tensors = json.loads(data[8:begin]), {}
-    for name, of in header.items():
-        if name != "__metadata__":
-            low, high = of["data_offsets"]
-            numbers = torch.frombuffer(bytearray(data[begin + low:begin + high]),
-                                       dtype=kinds[of["dtype"]])
-            tensors[name] = numbers.view(of["shape"])
-    return tensors
+    return read_tensors(path)
 
 
 def old_to_new(name):
@@ -194,7 +168,7 @@ def write_checkpoint(folder, config, weights, tokenizer):
     if c["labels"]:
         out |= {"id2label": dict(enumerate(c["labels"])),
                 "label2id": {name: i for i, name in enumerate(c["labels"])}}
-    write(folder / "pytorch_model.bin", lambda file: torch.save(theirs_of, file))
+    write_tensors(folder / "pytorch_model.bin", theirs_of)
     tokenizer.no_truncation()
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     write_json(folder / "config.json", out)

@@ -1,14 +1,13 @@
 """The log of a run, and the state from which it goes on when it was interrupted."""
 import contextlib
 import json
-import os
 import signal
 import sys
 import time
 
-import torch
 from tqdm import tqdm
 
+from .files import read_tensors, write_tensors, write_text
 from .hub import BadInput, reason
 
 
@@ -16,35 +15,18 @@ class Interrupted(Exception):
     """Ctrl-C, or a request to end; all that is needed to go on has been saved."""
 
 
-def write(path, save):
-    """save(file) into a file that appears under its name when it is whole, or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            save(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:        # RuntimeError: of torch.save, for a full disk
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise BadInput(f"{path}: cannot be written ({reason(error)}); what was there before is "
-                       "intact; want more space, or another --out") from error
-
-
-def write_text(path, text):
-    write(path, lambda file: file.write(text.encode()))
-
-
-def write_json(path, value):
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
 def differing(before, now):
     """"lr 0.1, not 0.2; ...": where two settings differ; "" where they do not."""
     return "; ".join(f"{name} {before.get(name)}, not {value}" for name, value in now.items()
                      if before.get(name) != value)
+
+
+def generators():
+    """{device: what gets and sets the state of its random numbers}, of the devices in use."""
+    import torch
+    cuda, mps = torch.cuda.is_initialized(), torch.backends.mps.is_available()
+    return {"cpu": torch} | ({"cuda": torch.cuda} if cuda else {}) | (
+        {"mps": torch.mps} if mps else {})
 
 
 class Journal:
@@ -102,21 +84,16 @@ class Journal:
         self.last, path = time.monotonic(), self.folder / f"{stage}.state"
         if not path.is_file():
             return 0, {}
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # not of ours: ours are whole
-            raise BadInput(f"{path}: not a state of a run ({type(error).__name__}); --fresh starts "
-                           "over") from error
+        saved = read_tensors(path, "--fresh starts over")
         if other := differing(saved["settings"], self.settings):
             raise BadInput(f"{path}: was saved with {other}; want those settings again, or --fresh "
                            "to start over")
         for name, thing in things.items():
             if thing is not None:
                 thing.load_state_dict(saved[name])
-        torch.set_rng_state(saved["random"])
-        for kind in ("cuda", "mps"):
-            if kind in saved:
-                getattr(torch, kind).set_rng_state(saved[kind])
+        for name, generator in generators().items():
+            if name in saved["random"]:
+                generator.set_rng_state(saved["random"][name])
         write_text(self.path, saved["log"])
         tqdm.write(f"{stage:9} goes on after step {saved['step']}", file=sys.stdout)
         return saved["step"], saved["rest"]
@@ -147,15 +124,11 @@ class Journal:
 
     def save(self, stage, step, things, **rest):
         """The state after a step, in place of the one before. Raises Interrupted if asked to."""
-        state = {"settings": self.settings, "step": step, "random": torch.get_rng_state(),
-                 "log": self.path.read_text(), "rest": rest,
-                 **{name: None if thing is None else thing.state_dict()
-                    for name, thing in things.items()}}
-        if torch.cuda.is_initialized():
-            state["cuda"] = torch.cuda.get_rng_state()
-        if torch.backends.mps.is_available():
-            state["mps"] = torch.mps.get_rng_state()
-        write(self.folder / f"{stage}.state", lambda file: torch.save(state, file))
+        write_tensors(self.folder / f"{stage}.state", {
+            "settings": self.settings, "step": step, "log": self.path.read_text(), "rest": rest,
+            "random": {name: generator.get_rng_state() for name, generator in generators().items()},
+            **{name: None if thing is None else thing.state_dict()
+               for name, thing in things.items()}})
         self.last = time.monotonic()
         if self.asked:
             raise Interrupted(f"stopped after step {step} of stage {stage}; the same command goes "

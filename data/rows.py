@@ -2,7 +2,6 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from .hub import quietly
 from .metrics import METRICS
@@ -35,6 +34,7 @@ class Rows:
         Returns {"ids": (B, T) int64, "segments": (B, T) int64, "real": (B, T) bool, False at
         padding, "label": (B,)}.
         """
+        import torch
         length = self.start[rows + 1] - self.start[rows]
         column = np.arange(length.max())                            # (T)
         real = column < length[:, None]                             # (B, T)

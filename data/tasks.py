@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import write_text
 from .hub import BadInput, fetch, quietly, reason
-from .journal import write_text
 from .rows import joined, rows_from
 from .squad import windows_from
 
