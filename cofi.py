@@ -153,9 +153,13 @@ class Config:
     task: str = ""            # what the classifier was trained for
 
 
-def gate(x, z):
-    """x * z. None stands for a mask that is not there: open, at no cost."""
-    return x if z is None else x * z
+def gate(x, *masks):
+    """x times its masks; None stands for one that is not there, which costs nothing.
+
+    In the precision of x: masks are fp32, and bf16 times fp32 is fp32, twice as much to move.
+    """
+    masks = [z for z in masks if z is not None]
+    return x * math.prod(masks).to(x.dtype) if masks else x
 
 
 class Norm(nn.LayerNorm):
@@ -174,7 +178,7 @@ class Norm(nn.LayerNorm):
         n = kept.sum().clamp(min=1)                                 # ()
         x = (x - (x * kept).sum(-1, keepdim=True) / n) * kept       # (B, T, d)
         x = x * torch.rsqrt(x.square().sum(-1, keepdim=True) / n + self.eps)    # (B, T, d)
-        return (x * self.weight + self.bias) * z_hidn               # (B, T, d)      §3.1 z_hidn
+        return x * (self.weight * z_hidn) + self.bias * z_hidn      # (B, T, d)      §3.1 z_hidn
 
 
 class MHA(nn.Module):
@@ -204,9 +208,9 @@ class MHA(nn.Module):
         v = self.split(self.value(x))                               # (B, h, T, k)
         a = F.dropout(a, self.dropout, self.training) @ v           # (B, h, T, k)
         if z_head is not None:
-            a = a * z_head[:, None, None]                           # (B, h, T, k)   §3.1 MHA
+            a = gate(a, z_head[:, None, None])                      # (B, h, T, k)   §3.1 MHA
         y = self.out(a.transpose(1, 2).flatten(2))                  # (B, T, d)
-        y = gate(gate(y, z_mha), z_hidn)                            # (B, T, d)      §3.1 MHA
+        y = gate(y, z_mha, z_hidn)                                  # (B, T, d)      §3.1 MHA
         return self.norm(x + F.dropout(y, self.dropout, self.training), z_hidn)
 
 
@@ -221,7 +225,7 @@ class FFN(nn.Module):
     def forward(self, x, z_ffn=None, z_int=None, z_hidn=None):
         """x (B, T, d); z_ffn (), z_int (f), z_hidn (d). Returns (B, T, d)."""
         y = gate(F.gelu(self.up(x)), z_int)                         # (B, T, f)      §3.1 FFN
-        y = gate(gate(self.down(y), z_ffn), z_hidn)                 # (B, T, d)      §3.1 FFN
+        y = gate(self.down(y), z_ffn, z_hidn)                       # (B, T, d)      §3.1 FFN
         return self.norm(x + F.dropout(y, self.dropout, self.training), z_hidn)
 
 

@@ -2434,12 +2434,12 @@ def fine_tuning_step(config, cfg, device):
         vocab_size=config.vocab, hidden_size=config.d, num_hidden_layers=len(config.heads),
         num_attention_heads=config.heads[0], intermediate_size=config.ffn[0],
         max_position_embeddings=config.positions, num_labels=len(config.labels))).to(device).train()
-    descent, bf16 = torch.optim.AdamW(bert.parameters(), cfg.lr, fused=True), cofi.has_bf16(device)
+    descent = torch.optim.AdamW(bert.parameters(), cfg.lr, fused=True)
 
     def step(batch, frozen=False):
         bert.bert.embeddings.requires_grad_(not frozen)
         x, label = cofi.to(device, batch), batch["label"].to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=cofi.has_bf16(device)):
             loss = bert(input_ids=x["ids"], token_type_ids=x["segments"],
                         attention_mask=x["real"].long(), labels=label).loss
         descent.zero_grad()
@@ -2503,7 +2503,7 @@ def multiply_adds(config, T):
 
 
 def thin_masks(config, t):
-    """Masks of sparsity t as the paper found them: d almost whole, few heads, FFNs in all layers."""
+    """Masks of sparsity t as the paper found them: d nearly whole, few heads, FFNs in all layers."""
     ones = {group: torch.ones_like(a) for group, a in cofi.Masks(config).log_alpha().items()}
     z, L = {group: mask.clone() for group, mask in ones.items()}, len(config.heads)
     z["z_hidn"][len(z["z_hidn"]) * 95 // 96:], z["z_int"][:], z["z_head"][:] = 0, 0, 0
