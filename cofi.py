@@ -3,7 +3,7 @@
 After Xia, Zhong and Chen, "Structured Pruning Learns Compact and Accurate Models", ACL 2022
 (arXiv 2204.00408).
 
-    python cofi.py                                     a toy, offline, in three minutes:
+    python cofi.py                                     a toy, offline, in three minutes
     python cofi.py --task rte                          teacher -> prune -> fine-tune -> report
     python cofi.py --evaluate out/rte-0.95             the score of a finished run, again
     python cofi.py --predict out/rte-0.95 "It rains." "It is dry."
@@ -20,8 +20,8 @@ To be read from the top, in the order of the paper:
     7  Report                score, speed, and a drawing of what is left
     8  Main                  one run from beginning to end
 
-A § at the end of a line names an equation, with its section, or without if it comes from elsewhere
-or is ours; the README lists them all, with their tests.
+A § at the end of a line marks an equation: with a number, of that section of the paper; without
+one, from elsewhere or ours. The README lists them all, with their tests.
 Two alphabets. Dimensions, in the shape at the end of a line:
 
     B batch   T tokens   L layers   d hidden width   h heads   k width of a head   f FFN units
@@ -638,8 +638,9 @@ def decide(masks, t):
     def expected(shift):
         return size(masks.k, **chances(shift)).item()
 
-    # The finest group can fill the budget if the rest fits without it (up to the shift `highest`),
-    # and does not with all of it (above `lowest`). Between them: the shift of the right size.
+    # A larger shift keeps more. Up to the shift `highest` everything but the finest group fits the
+    # budget; up to `lowest` all of the finest group fits as well, and does not fill it. So between
+    # the two some n of its units fill it. Taken is the shift closest to the one of the right size.
     right = largest(lambda shift: expected(shift) <= budget, -40.0, 40.0)
     lowest = largest(lambda shift: fits(shift, n_fine), -40.0, 40.0)
     highest = largest(lambda shift: fits(shift, 0), -40.0, 40.0)
@@ -736,8 +737,12 @@ def has_bf16(device):
 
 
 def to(device, batch):
-    """The network's inputs of a batch, on its device."""
-    return {name: batch[name].to(device, non_blocking=True) for name in ("ids", "segments", "real")}
+    """A batch on its device: the network's inputs, and the labels, if it has any."""
+    if device.type == "cuda":       # which then need not wait for it
+        batch = {name: x.pin_memory() for name, x in batch.items()}
+    there = {name: x.to(device, non_blocking=True) for name, x in batch.items()}
+    label = there.pop("label", None)
+    return there, label
 
 
 @torch.no_grad()
@@ -747,7 +752,7 @@ def answers(bert, rows, z={}):
     bert.eval()
     logits = [None] * len(rows)
     for numbers, batch in batches(rows, 64):
-        for number, row in zip(numbers, bert(**to(device, batch), **z).logits.cpu().numpy()):
+        for number, row in zip(numbers, bert(**to(device, batch)[0], **z).logits.cpu().numpy()):
             logits[number] = row
     bert.train(was_training)
     return logits
@@ -825,28 +830,28 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
     Returns the layer matching of the last batch, as a list, or None, and the seconds it took.
     """
     device = bert.classifier.weight.device
-    distil, bf16 = teacher and (cfg.pred_weight or cfg.layer_weight), cfg.bf16 and has_bf16(device)
+    distil = teacher and (cfg.pred_weight or cfg.layer_weight)
+    bf16 = cfg.bf16 and has_bf16(device)
     total, lr = plan(stage, len(data.train), cfg)
     torch.manual_seed(cfg.seed)
     bert.train().embeddings.requires_grad_(stage == "teacher")      # frozen in the authors' code
     weights, lambdas, descent, ascent = optimizers(bert, W_layer, masks, cfg, total, lr)
-    things = {"bert": bert, "W_layer": W_layer, "masks": masks, "lambdas": lambdas,
-              "descent": descent}
+    things = dict(bert=bert, W_layer=W_layer, masks=masks, lambdas=lambdas, descent=descent)
     done, rest = journal.begin(stage, things)
     began = time.perf_counter() - rest.get("seconds", 0)
     sums = torch.as_tensor(rest.get("sums", 0.0), device=device)
-    every, matching, parts = max(1, total // 10), rest.get("matching"), torch.zeros(2)
+    every, matching, before = max(1, total // 10), rest.get("matching"), torch.zeros(2)
     start, warmup = (cfg.start * total, cfg.warmup * total) if masks else (0, 0)    # in steps
-    still_there = open_layers(bert, {})
+    layers_left = open_layers(bert, {})
     batches_left = stream(data.train, cfg.batch_size, cfg.seed, total, done)
     for step, (_, batch) in journal.steps(batches_left, stage, total, done):
-        x, label = to(device, batch), batch["label"].to(device, non_blocking=True)
+        x, label = to(device, batch)
         z = masks.sample() if masks and step > start else {}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             with torch.no_grad():
                 out_t = teacher(**x) if distil else None
             out = bert(**x, **z)
-            is_open = open_layers(bert, z) if z else still_there
+            is_open = open_layers(bert, z) if z else layers_left
             loss, now, m = objective(out, out_t, label, x["real"], cfg, W_layer, is_open)
         if z:       # t rises linearly from 0; the pull on the masks is one more term of the loss
             sparsity = masks.sparsity()
@@ -855,24 +860,24 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
         descent.param_groups[0]["lr"] = lr * (1 - (step - 1) / total)   # to 0; masks keep their own
         descent.zero_grad()
         loss.backward()
-        norm, saving = nn.utils.clip_grad_norm_(weights, 1.0), step == total or journal.due()
+        norm = nn.utils.clip_grad_norm_(weights, 1.0)
+        saving = step == total or journal.due()
         if device.type == "cpu" or saving or step % 50 == 0:            # a GPU would have to wait
-            check_finite(stage, step, loss.detach(), norm, parts.tolist())
+            check_finite(stage, step, loss.detach(), norm, before.tolist())
         descent.step()
         if z:       # descent has moved the weights and log_alpha down the loss; lambdas go up it
             ascent.step()
             ascent.zero_grad()
             masks.hold()
-        parts, sums = now, sums + now
-        if step % every == 0 or step == total:  # beside saving the only place that waits
+        before, sums = now, sums + now
+        if step % every == 0 or step == total:
             score = evaluate(bert, data.dev, data.metrics, decide(masks, t) if z else {})
             pred, layer = (sums / (step % every or every)).tolist()
             pull = [sparsity.item(), t, *(x.item() for x in lambdas)] if z else []
             matching, sums = None if m is None else m.tolist(), 0
             journal({"stage": stage, "step": step, "of": total, "L_pred": pred, "L_layer": layer,
-                     **dict(zip(("s", "t", "lambda1", "lambda2"), pull)),
-                     "score": score[data.metrics[0]], "m": matching,
-                     "seconds": time.perf_counter() - began})
+                     **dict(zip(("s", "t", "lambda1", "lambda2"), pull)), "m": matching,
+                     "score": score[data.metrics[0]], "seconds": time.perf_counter() - began})
         if saving:
             journal.save(stage, step, things, sums=sums, matching=matching,
                          seconds=time.perf_counter() - began)
@@ -884,10 +889,10 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
 # --------------------------------------------------------------------------------------------------
 
 LEGEND = """\
-L_pred   mean since the last line,     s        expected sparsity         score  of the dev set
-         of the labels where it is off t        its target                m      which student layer
-L_layer  mean since the last line;     lambda1  pull towards t                   learns from each of
-         both before their weights     lambda2  spring towards t                 the teaching layers
+L_pred   mean since the line above;    s        expected sparsity         score  of the dev set
+         or the labels' loss instead   t        its target                m      which student layer
+L_layer  mean since the line above,    lambda1  pull towards t                   learns from each of
+         both without their weights    lambda2  spring towards t                 the teaching layers
 
 stage       step   L_pred  L_layer       s       t   lambda1   lambda2   score  m"""
 
@@ -935,15 +940,18 @@ def draw(config, z, teaching, m=None):
 def curves(records, teaching, results):
     """Four charts as an SVG: s and t, the multipliers, m(i), and score over speed of many runs.
 
-    records: of the log; teaching: from teacher_layers(); results: of finished runs of one task.
+    records: of the log; teaching: from teacher_layers(); results: of finished runs of one task,
+    this one's last.
     """
     pruning = [r for r in records if "s" in r]
     over_time = {name: [(r["step"], r[name]) for r in pruning]
                  for name in ("s", "t", "lambda1", "lambda2")}
     matching = {f"from {layer}": [(r["step"], r["m"][i] + 1) for r in pruning if r["m"]
                                   and r["m"][i] >= 0] for i, layer in enumerate(teaching)}
-    speeds = {f"{r['target_sparsity']:g}": [(r["speedup"]["32"], r["score"])] for r in results}
-    speeds["teacher"] = [(1.0, results[-1]["teacher_score"])]
+    speeds = {"teacher": [(1.0, results[-1]["teacher_score"])]}
+    for r in results:
+        point = r["speedup"]["32"], r["score"]
+        speeds.setdefault(f"{r['target_sparsity']:g}", []).append(point)
     panels = [("sparsity and its target", "step of pruning", over_time, ("s", "t")),
               ("the multipliers", "step of pruning", over_time, ("lambda1", "lambda2")),
               ("student layer that learns from a teacher layer", "step of pruning", matching,
@@ -966,7 +974,7 @@ def speedup(dense, small, batch_sizes=(1, 32, 128), length=128, seconds=5.0):
     models = [model.eval() for model in (dense, small)]
     for rows in batch_sizes:
         ids = torch.randint(dense.config.vocab, (rows, min(length, dense.config.positions)))
-        x = to(device, {"ids": ids, "segments": ids * 0, "real": ids >= 0})
+        x, _ = to(device, {"ids": ids, "segments": ids * 0, "real": ids >= 0})
         times, end = ([], []), time.perf_counter() + seconds
         while len(times[0]) < 4 or time.perf_counter() < end:
             for model, seen in zip(models, times):
@@ -997,7 +1005,7 @@ def report(r, picture):
 # 8. Main: one run from beginning to end
 # --------------------------------------------------------------------------------------------------
 
-ANY = {"out", "fresh", "save_every"}      # settings that change nothing about the result
+ANY = {"out", "fresh", "save_every", "device"}      # settings that do not make another run of it
 OF_TEACHER = ("task", "data", "model", "seed", "batch_size", "max_length", "teacher_epochs",
               "teacher_lr", "bf16", "max_steps")
 
@@ -1098,7 +1106,7 @@ def run(cfg):
     data = load_task(cfg.task, tokenizer, min(cfg.max_length, config.positions), cfg.data)
     config = replace(config, labels=data.names, span=data.span, task=cfg.task)
     metrics = data.metrics
-    names = {f.name for f in fields(cfg)} - {"sparsity", "device"}
+    names = {f.name for f in fields(cfg)} - {"sparsity"}
     folder = folder_for(cfg, [cfg.task, f"{cfg.sparsity:g}"], names)
     same = what_counts(cfg, data)
     if not cfg.fresh and (before := finished_before(folder, same, fresh=False)):
@@ -1134,12 +1142,13 @@ def run(cfg):
         "seconds": {"teacher": seconds, "prune": prune_seconds, "finetune": finetune_seconds},
         "settings": same, "device": device_name(device),
         "versions": {name: version(name) for name in ("torch", "numpy", "datasets", "tokenizers")}}
-    picture = draw(config, z, teacher_layers(len(teacher.config.heads)), m)
-    write_text(folder / "network.txt", picture + "\n")
-    others = folder.parent.glob(f"{cfg.task}-*/result.json")
-    results = [*(json.loads(path.read_text()) for path in others), result]
     teaching = teacher_layers(len(teacher.config.heads))
-    write_text(folder / "curves.svg", curves(journal.records(), teaching, results))
+    picture = draw(config, z, teaching, m)
+    write_text(folder / "network.txt", picture + "\n")
+    others = [json.loads(path.read_text()) for path in folder.parent.glob("*/result.json")]
+    others = [r for r in others if "target_sparsity" in r
+              and r["settings"]["tokens"] == data.digest]
+    write_text(folder / "curves.svg", curves(journal.records(), teaching, [*others, result]))
     save(folder, small, tokenizer, result)
     journal.done()
     report(result, picture)
@@ -1230,6 +1239,8 @@ class Program(nn.Module):
 
 def export(folder):
     """--export: FOLDER/model.pt2, a program that runs with torch alone, at any batch and length."""
+    if not Path(folder).is_dir():
+        raise BadInput(f"--export {folder}: want the folder of a model; there the program is put")
     bert = load_bert(folder)[0].eval()
     B, T = torch.export.Dim("B"), torch.export.Dim("T", max=bert.config.positions)
     ids = torch.zeros(2, 8, dtype=torch.long)                       # one tensor twice would be
@@ -1244,18 +1255,19 @@ def job(arguments):
     """What the command line asks for."""
     flags = make_parser(Settings, __doc__, COMMANDS).parse_args(arguments)
     given = {name: x for name, x in vars(flags).items() if x is not None}
-    asked = {name: given.pop(name, None) for name in COMMANDS}
+    asked = {name: given.pop(name) for name in COMMANDS if name in given}      # one at most
     cfg = settings(Settings, given)
-    if asked["predict"]:
+    if not asked:
+        return run(cfg)
+    torch.set_num_threads(given.get("threads") or torch.get_num_threads())
+    if "predict" in asked:
         predict(asked["predict"][0], asked["predict"][1:])
-    elif asked["export"]:
+    if "export" in asked:
         export(asked["export"])
-    elif asked["evaluate"]:
+    if "evaluate" in asked:
         evaluate_model(asked["evaluate"], given, pick_device(cfg.device))
-    elif asked["submit"]:
+    if "submit" in asked:
         submit(asked["submit"], given, pick_device(cfg.device))
-    else:
-        run(cfg)
 
 
 def main(arguments=None):

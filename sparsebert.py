@@ -10,7 +10,7 @@ Paradigm", NAACL 2021 (arXiv 2104.08682).
 Nothing has to be learned here about what to prune: the smallest weights go. And nothing can be
 cut: zeros stay where they were, so what they are worth has to be measured (part 6). The question
 is when to prune. The pre-trained BERT knows the language in general, the fine-tuned one knows the
-task as well, and figure 1 of the paper compares three ways to keep both:
+task as well, and figure 1 of the paper compares three ways to prune and keep both:
 
     prune_first      (b) prune the pre-trained BERT, then fine-tune it
     finetune_first   (c) fine-tune BERT, then prune it on the task's loss
@@ -32,12 +32,11 @@ The two alphabets of cofi.py, except that here t is time: s(t) is the sparsity a
 the pruning.
 """
 import copy
-import json
 import math
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 
 from data import (BadInput, Run, guarded, joined, load_task, make_parser, read_mlm_head, setting,
                   settings, write, write_json)
@@ -344,11 +343,11 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
     done, rest = journal.begin(stage, things)
     masks.update({name: mask.to(device) for name, mask in rest.get("masks", {}).items()})
     s, scores = rest.get("s", s), rest.get("scores")
-    sums, parts = torch.as_tensor(rest.get("sums", 0.0), device=device), torch.zeros(3)
+    sums, before = torch.as_tensor(rest.get("sums", 0.0), device=device), torch.zeros(3)
     began, every = time.perf_counter() - rest.get("seconds", 0), max(1, total // 5)
     batches_left = cofi.stream(data.train, cfg.batch_size, cfg.seed, total, done)
     for step, (_, batch) in journal.steps(batches_left, stage, total, done):
-        x, label = to(device, batch), batch["label"].to(device, non_blocking=True)
+        x, label = to(device, batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             out = bert(**x)
             if teacher:
@@ -358,27 +357,29 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
                                    labels=not cfg.pred_weight)
             else:
                 now = F.pad(label_loss(out.logits.float(), label)[None], (2, 0))       # 0, 0, loss
+            loss = now @ weight
         optimizer.param_groups[0]["lr"] = lr * (1 - (step - 1) / total if cfg.decay else 1)
         optimizer.zero_grad()
-        (now @ weight).backward()
-        norm, saving = nn.utils.clip_grad_norm_(bert.parameters(), 1.0), journal.due()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
+        saving = step == total or journal.due()
         if device.type == "cpu" or saving or step % 50 == 0:            # a GPU would have to wait
-            check_finite(stage, step, (now @ weight).detach(), norm, parts.tolist())
+            check_finite(stage, step, loss.detach(), norm, before.tolist())
         optimizer.step()
         if step in due:
             s = due[step]
             prune(bert, masks, s, cfg.block)
         else:       # after every step: momentum revives what was pruned
             put_zeros(bert, masks)
-        parts, sums = now.detach(), sums + now.detach()
-        if step % every == 0 or step == total:  # beside saving the only place that waits
+        before, sums = now.detach(), sums + now.detach()
+        if step % every == 0 or step == total:
             losses = (sums / (step % every or every)).tolist()
             scores = evaluate(bert, data.dev, data.metrics)
-            journal({"strategy": strategy, "target": sparsity, "step": step, "of": total,
+            journal({"stage": stage, "strategy": strategy, "target": sparsity, "step": step, "of": total,
                      **dict(zip(("L_hidden", "L_att", "L_pred"), losses)), "s": s,
                      "scores": scores})
             sums = 0
-        if saving or step == total:
+        if saving:
             journal.save(stage, step, things, masks=masks, s=s, sums=sums, scores=scores,
                          seconds=time.perf_counter() - began)
     return scores, time.perf_counter() - began
@@ -389,7 +390,7 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
 # --------------------------------------------------------------------------------------------------
 
 
-def books(bert, length=128):
+def counts(bert, length=128):
     """Three honest counts: {what: (dense, now)}.
 
     "matrices": the weights that are pruned; "model": all parameters, embeddings included;
@@ -477,7 +478,7 @@ def speedup_csr(bert, batch_sizes=(1, 8), lengths=(32, 128), seconds=2.0):
 def report_gain(name, bert, file_sizes, ratio, device):
     """Prints what the zeros of a model are worth, each beside its dense counterpart."""
     print(f"\nwhat the zeros of {name} buy")
-    for what, (dense, now) in books(bert).items():
+    for what, (dense, now) in counts(bert).items():
         print(f"  {what:22}{dense:>14,} -> {now:<14,}{dense / now:5.1f}x")
     sparse, dense = file_sizes
     print(f"  {'bytes of the matrices':22}{dense:>14,} -> {sparse:<14,}{dense / sparse:5.1f}x   "
@@ -564,7 +565,7 @@ def run(cfg):
     data = load_task(cfg.task, tokenizer, min(cfg.max_length, config.positions), cfg.data)
     config = replace(config, labels=data.names, span=data.span, task=cfg.task)
     folder = cofi.folder_for(cfg, ["sparsebert", cfg.task, cfg.sparsity],
-                             {f.name for f in fields(cfg)} - {"sparsity", "device"})
+                             {f.name for f in fields(cfg)} - {"sparsity"})
     same = cofi.what_counts(cfg, data)
     if not cfg.fresh and (before := finished_before(folder, same, fresh=False)):
         print(f"run        {folder}, finished before; --fresh does it over")
@@ -595,7 +596,7 @@ def row_of(strategy, sparsity, bert, scores, data):
     """A row of the table: the dev scores, and the first of them on rows of the training set."""
     of_train = evaluate(bert, data.train.head(1000), data.metrics)[data.metrics[0]]
     return {"strategy": strategy, "sparsity": sparsity, "scores": scores, "train": of_train,
-            "kept": books(bert)["matrices"][1]}
+            "kept": counts(bert)["matrices"][1]}
 
 
 def one_of(strategy, sparsity, cfg, config, teacher, augmented, data, tokenizer, journal):
@@ -612,6 +613,7 @@ def one_of(strategy, sparsity, cfg, config, teacher, augmented, data, tokenizer,
     check_zeros(bert, masks, sparsity, cfg.block)
     row = row_of(strategy, sparsity, bert, scores, data) | {"seconds": seconds}
     cofi.save(folder, bert, tokenizer, row | {"settings": same})
+    journal.forget(f"{strategy}-{sparsity:g}")
     return row
 
 

@@ -1038,9 +1038,13 @@ BAD = {
         "words, its embeddings 100"),
     "another tokenizer's file": ([], lambda f: (f / "tokenizer.json").write_text("{}"),
                                  "tokenizer.json"),
-    "own without data": (["--task", "own"], None, "--data"),
+    "own without data": (["--task", "own"], None, "--task own --data not given"),
+    "data of another task": (["--task", "rte", "--data", "x"], None, "--task rte --data x"),
     "no such data": (["--task", "own", "--data", "nowhere"], None, "no such folder"),
-    "export nothing": (["--export", "nothing"], None, "nothing: neither a folder"),
+    "export nothing": (["--export", "nothing"], None, "--export nothing: want the folder"),
+    "export a name of the hub": (["--export", "some/bert"], None, "--export some/bert: want"),
+    "two commands": (["--evaluate", "a", "--export", "b"], None, "not allowed with"),
+    "a name that is empty": (["--evaluate", ""], None, "there is no config.json"),
     "submit nothing": (["--submit", "nothing"], None, "nothing: neither a folder"),
     "a path for a name": (["--model", "../../etc/passwd"], None, "neither a folder"),
     "teacher nothing": (["--teacher", "no/such/teacher"], None, "neither a folder"),
@@ -1761,6 +1765,36 @@ def test_full_disk(offline, folder, tmp_path, capsys):
     assert cofi.main(flags) == 0
 
 
+def test_the_log(tmp_path):
+    """Killed before its first state a stage has left lines, which are not kept twice; and a line
+    for which there is no space costs none of those before.
+    """
+    journal = data.Journal(tmp_path, {})
+    for stage in ("one", "two"):
+        journal({"stage": stage, "step": 1})
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "result.json").write_text("{}")
+    journal.held.close()
+    again, limit = data.Journal(tmp_path, {}), resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert again.begin("two", {}) == (0, {})
+    assert again.records() == [{"stage": "one", "step": 1}]
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40, limit[1]))
+        with pytest.raises(BadInput, match="log.jsonl: cannot be written"):
+            again({"stage": "two", "step": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert again.records() == [{"stage": "one", "step": 1}]
+
+
+def test_curves_show_every_run():
+    """A dot for each of 12 runs, and one for the teacher: no colour runs out, no seed is lost."""
+    results = [{"target_sparsity": s, "speedup": {"32": 2.0 + i}, "score": 0.5, "teacher_score": 0.9,
+                "metric": "accuracy"} for s in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8) for i in range(2)]
+    picture = ElementTree.fromstring(cofi.curves([], [1, 2], results))
+    assert len(picture.findall(".//{*}circle")) == 13
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_no_number(offline, folder, tmp_path, capsys, monkeypatch, what):
     """The stage, the step and the last finite losses; the weights of the step before are kept."""
@@ -1933,7 +1967,7 @@ def test_small_dense_has_the_weights_a_sparse_one_keeps(sparsity):
         close(small.layers[i].mha.scores(x), bert.layers[i].mha.scores(x)[:, numbers], atol=1e-3)
 
 
-def test_books_of_bert_base():
+def test_counts_of_bert_base():
     config = cofi.Config(30522, 512, 2, 768, 64, [12] * 12, [3072] * 12, 768, labels=["no", "yes"])
     with torch.device("meta"):
         shapes = sparsebert.matrices(cofi.BERT(config))
@@ -1942,12 +1976,12 @@ def test_books_of_bert_base():
     bert = make_bert()
     masks = sparsebert.open_masks(bert)
     sparsebert.prune(bert, masks, 0.75, 1)
-    books = sparsebert.books(bert, length=8)
+    counts = sparsebert.counts(bert, length=8)
     dense = 3 * (4 * 16 * 16 + 2 * 16 * 24)
-    assert books["matrices"] == (dense, dense // 4)
-    assert books["multiply-adds"] == (dense + 3 * 2 * 8 * 16, dense // 4 + 3 * 2 * 8 * 16)
+    assert counts["matrices"] == (dense, dense // 4)
+    assert counts["multiply-adds"] == (dense + 3 * 2 * 8 * 16, dense // 4 + 3 * 2 * 8 * 16)
     parameters = sum(p.numel() for p in bert.parameters())
-    assert books["model"] == (parameters, parameters - dense * 3 // 4)
+    assert counts["model"] == (parameters, parameters - dense * 3 // 4)
 
 
 def test_sparse_file_and_csr(tmp_path):
@@ -2413,7 +2447,7 @@ def naive_step(student, teacher, W_layer, masks, cfg, length):
 
     def step(batch):
         batch = {name: F.pad(x, (0, length - x.shape[1]))
-                 for name, x in cofi.to(device, batch).items()}
+                 for name, x in cofi.to(device, batch)[0].items()}
         loss = naive_loss(student, teacher, W_layer, batch, masks.sample(), cfg)
         loss = loss + cofi.lagrangian(masks.sparsity(), 0.0, *lambdas)
         descent.zero_grad()
@@ -2438,7 +2472,7 @@ def fine_tuning_step(config, cfg, device):
 
     def step(batch, frozen=False):
         bert.bert.embeddings.requires_grad_(not frozen)
-        x, label = cofi.to(device, batch), batch["label"].to(device)
+        x, label = cofi.to(device, batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=cofi.has_bf16(device)):
             loss = bert(input_ids=x["ids"], token_type_ids=x["segments"],
                         attention_mask=x["real"].long(), labels=label).loss
@@ -2455,7 +2489,7 @@ def teacher_pass(teacher, device):
     @torch.no_grad()
     def step(batch):
         with torch.autocast(device.type, torch.bfloat16, enabled=cofi.has_bf16(device)):
-            teacher(**cofi.to(device, batch))
+            teacher(**cofi.to(device, batch)[0])
 
     return step
 

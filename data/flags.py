@@ -2,7 +2,6 @@
 the settings of any run, whatever is done in it.
 """
 import argparse
-import math
 import sys
 from dataclasses import asdict, dataclass, field, fields
 
@@ -24,8 +23,10 @@ def check_range(cfg):
         value, hint = getattr(cfg, f.name), ""
         if "among" in f.metadata and value not in f.metadata["among"]:
             raise BadInput(f"--{f.name} {value}: want one of {', '.join(f.metadata['among'])}")
-        low, high = f.metadata.get("between", (-math.inf, math.inf))
-        if "between" in f.metadata and not low <= value <= high:
+        if "between" not in f.metadata:
+            continue
+        low, high = f.metadata["between"]
+        if not low <= value <= high:
             if f.name == "sparsity" and low <= value / 100 <= high:
                 hint = f"; did you mean {value / 100:g}?"
             raise BadInput(f"--{f.name} {value:g}: want a number from {low:g} to {high:g}{hint}")
@@ -58,7 +59,8 @@ class Run:
                              between=(0, 2**31))
     save_every: float = setting(5.0, "minutes between two states of an unfinished run, from the "
                                 "last of which the same command goes on", between=(0, 1e6))
-    fresh: bool = setting(False, "start over, whatever there is of an earlier run")
+    fresh: bool = setting(False, "start over, whatever there is of an earlier run; a teacher that "
+                          "was trained with the same settings is kept")
 
     BY_SIZE = {       # of the task; ours
         "small": {"teacher_epochs": 5}, "large": {"teacher_epochs": 3},
@@ -72,11 +74,8 @@ class Run:
 
     def check(self):
         """Raises BadInput for the first setting that is not allowed."""
-        check_range(self)
-        if (self.task == "own") != bool(self.data):
-            raise BadInput(f"--task {self.task} --data {self.data or 'not given'}: want --data "
-                           "FOLDER alone, or another task without it")
         import torch
+        check_range(self)
         has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not has.get(self.device, True):
             raise BadInput(f"--device {self.device}: there is none here; want cpu, or auto")
@@ -90,7 +89,7 @@ class Parser(argparse.ArgumentParser):
 def make_parser(kind, doc, commands={}):
     """The command line of a kind of settings.
 
-    doc: of the file, its first paragraph is shown; commands: {flag: (its words, help)}, for more.
+    doc: of the file, its first paragraph is shown; commands: {flag: (its words, help)}, one at most.
     """
     of_toy = ", ".join(f"{name} {value}" for name, value in kind.BY_SIZE["toy"].items())
     parser = Parser(description=doc.split("\n\n")[0], allow_abbrev=False,
@@ -102,17 +101,21 @@ def make_parser(kind, doc, commands={}):
         type_ = {"action": argparse.BooleanOptionalAction} if f.type is bool else \
             {"type": f.type, "metavar": f.type.__name__.upper()}
         parser.add_argument(f"--{f.name}", help=text.replace("%", "%%"), **type_)
+    instead = parser.add_mutually_exclusive_group()
     for name, (words, text) in commands.items():
         several = "+" if isinstance(words, tuple) else None
-        parser.add_argument(f"--{name}", metavar=words, help=text, nargs=several)
+        instead.add_argument(f"--{name}", metavar=words, help=text, nargs=several)
     return parser
 
 
 def settings(kind, given):
     """Settings of a kind from the flags that were given; checked. Raises BadInput."""
-    task = given.get("task", "own" if given.get("data") else kind.task)
+    task, folder = given.get("task", "own" if given.get("data") else kind.task), given.get("data")
+    if task in TASKS and (task == "own") != bool(folder):
+        raise BadInput(f"--task {task} --data {folder or 'not given'}: want --data FOLDER alone, "
+                       "or another task without it")
     try:
-        usual = asdict(kind.of(task, given.get("data", "")))
+        usual = asdict(kind.of(task, folder or ""))
     except KeyError:            # no such task: check() says so
         usual = {}
     cfg = kind(**usual | {"task": task} | given)

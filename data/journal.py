@@ -64,9 +64,8 @@ class Journal:
                                "another --out") from error
 
     def __call__(self, record):
-        """Keeps a record as a line of JSON, and prints it as a line of the log."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Keeps a record, which names its stage, as a line of JSON; prints it as one of the log."""
+        self.rewrite([*self.records(), record])
         tqdm.write(self.line(record).rstrip(), file=sys.stdout)
         sys.stdout.flush()
 
@@ -76,13 +75,17 @@ class Journal:
     def records(self):
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
+    def rewrite(self, records):
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
+
     def begin(self, stage, things):
         """(steps that are done, what else was saved). things: {name: has a state_dict, or None}.
 
         Where there is a state, things are set to it, and so are the random generator and the log.
         """
         self.last, path = time.monotonic(), self.folder / f"{stage}.state"
-        if not path.is_file():
+        if not path.is_file():      # killed before it had one, it has left records at most
+            self.rewrite([record for record in self.records() if record.get("stage") != stage])
             return 0, {}
         saved = read_tensors(path, "--fresh starts over")
         if other := differing(saved["settings"], self.settings):
@@ -134,7 +137,11 @@ class Journal:
             raise Interrupted(f"stopped after step {step} of stage {stage}; the same command goes "
                               "on from there")
 
+    def forget(self, stage):
+        """What the stage made is saved elsewhere: its state is not needed any more."""
+        (self.folder / f"{stage}.state").unlink(missing_ok=True)
+
     def done(self):
-        """All is in the result: the states are not needed any more."""
+        """The same for all stages, and nobody works here any more."""
         for path in [*self.folder.glob("*.state"), self.folder / "lock"]:
             path.unlink()

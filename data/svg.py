@@ -1,4 +1,5 @@
 """Line charts as SVG, side by side: for a slide, without a library."""
+import itertools
 from html import escape
 
 WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 400, 240, 48, 34, 62, 40      # of a panel, in pixels
@@ -40,7 +41,7 @@ def panel(title, along, lines, dots=False):
     out += [text(at(x, 0)[0], HEIGHT - BOTTOM + 16, f"{x:g}", 'text-anchor="middle"')
             for x in ticks(low[0], high[0])]
     taken = []
-    for (name, line), colour in zip(lines.items(), COLOURS):
+    for (name, line), colour in zip(lines.items(), itertools.cycle(COLOURS)):
         places = [at(*point) for point in line]
         if not dots:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
