@@ -101,7 +101,7 @@ def make_parser(kind, doc, commands={}):
         type_ = {"action": argparse.BooleanOptionalAction} if f.type is bool else \
             {"type": f.type, "metavar": f.type.__name__.upper()}
         parser.add_argument(f"--{f.name}", help=text.replace("%", "%%"), **type_)
-    instead = parser.add_mutually_exclusive_group()
+    instead = parser.add_mutually_exclusive_group() if commands else parser     # not an empty one
     for name, (words, text) in commands.items():
         several = "+" if isinstance(words, tuple) else None
         instead.add_argument(f"--{name}", metavar=words, help=text, nargs=several)
