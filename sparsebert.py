@@ -300,7 +300,7 @@ def augment(rows, bert, head, mask_id, special, copies, share=0.15, candidates=1
     for _ in range(copies):
         new = rows.ids.copy()
         for numbers, batch in cofi.batches(rows, 64):
-            x = to(device, batch)
+            x, _ = to(device, batch)
             free = x["real"] & ~torch.isin(x["ids"], special)       # (B, T)
             chosen = free & (torch.rand(free.shape, device=device) < share)
             masked = x | {"ids": x["ids"].masked_fill(chosen, mask_id)}

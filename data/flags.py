@@ -89,7 +89,8 @@ class Parser(argparse.ArgumentParser):
 def make_parser(kind, doc, commands={}):
     """The command line of a kind of settings.
 
-    doc: of the file, its first paragraph is shown; commands: {flag: (its words, help)}, one at most.
+    doc: of the file, its first paragraph is shown; commands: {flag: (its words, help)}, of
+    which one at most may be given.
     """
     of_toy = ", ".join(f"{name} {value}" for name, value in kind.BY_SIZE["toy"].items())
     parser = Parser(description=doc.split("\n\n")[0], allow_abbrev=False,
