@@ -434,6 +434,12 @@ class Masks(nn.Module):
         return 1 - size(self.k, **z) / size(self.k, **full)         # ()             §3.1 sparsity
 
     @torch.no_grad()
+    def reach(self):
+        """The highest sparsity there is: that of masks which are all closed."""
+        return self.sparsity({group: p_open(torch.where(a.isinf(), a, LOWEST))
+                              for group, a in self.log_alpha().items()})
+
+    @torch.no_grad()
     def hold(self):
         """Keeps log_alpha near [LOWEST, HIGHEST]: what is beyond is halved, so ranks remain."""
         for log_alpha in self.parameters():
@@ -726,6 +732,7 @@ def cut(bert, z):
 
 
 MASK_STEPS, MOST = 10_000, 20     # ours: a short run multiplies mask_lr and lambda_lr, up to MOST
+KEPT = 2**31                      # bytes, ours: what a teacher's answers may take
 
 
 def has_bf16(device):
@@ -799,6 +806,48 @@ def plan(stage, n, cfg):
     return min(steps, cfg.max_steps or steps), lr
 
 
+@torch.no_grad()
+def remember(teacher, rows, cfg):
+    """The teacher as a function: (row numbers, inputs) -> Output. None if nothing is distilled.
+
+    Its answer to a row is the same in every epoch, so all are computed here: the logits, and, in
+    two bytes a number, the states of the layers that teach (Output.hidden is None elsewhere).
+    Where that takes more than KEPT bytes, or serves less than two epochs, or for spans: not so.
+    """
+    if not (cfg.pred_weight or cfg.layer_weight):
+        return None
+    c, device = teacher.config, teacher.classifier.weight.device
+    layers, tokens = teacher_layers(len(c.heads)) if cfg.layer_weight else [], len(rows.ids)
+    steps = plan("prune", len(rows), cfg)[0] + plan("finetune", len(rows), cfg)[0]
+    if c.span or steps * cfg.batch_size < 2 * len(rows) or 2 * len(layers) * tokens * c.d > KEPT:
+        return lambda numbers, x: teacher(**x)
+    states = torch.empty(len(layers), tokens, c.d, dtype=torch.bfloat16, device=device)
+    logits = torch.empty(len(rows), teacher.classifier.out_features, device=device)
+    start = torch.from_numpy(rows.start).to(device)
+
+    def find(numbers, x):
+        """The row numbers on the device, and where in states each token of these rows is."""
+        row = to(device, {"row": torch.from_numpy(numbers)})[0]["row"]  # (B)
+        column = torch.arange(x["ids"].shape[1], device=device)     # (T)
+        place = start[row][:, None] + column                        # (B, T)
+        return row, place.clamp(max=tokens - 1)     # of padding: that of a token of other rows
+
+    def recall(numbers, x):
+        row, place = find(numbers, x)
+        kept = dict(zip(layers, states[:, place]))
+        return Output(logits[row], [kept.get(i) for i in range(len(c.heads) + 1)])
+
+    for numbers, batch in batches(rows, 64):
+        x, _ = to(device, batch)
+        row, place = find(numbers, x)
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.bf16 and has_bf16(device)):
+            out = teacher(**x)
+        logits[row], real = out.logits.float(), x["real"]
+        for i, state in zip(layers, states):
+            state[place[real]] = out.hidden[i][real].bfloat16()
+    return recall
+
+
 def optimizers(bert, W_layer, masks, cfg, total, lr):
     """(weights, lambdas, descent, ascent): two players. log_alpha goes down the loss with the
     weights, the multipliers go up it; without masks there are no multipliers.
@@ -826,11 +875,10 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
     """One stage, in place: "teacher" on labels, "prune" with masks, "finetune" of the cut model.
 
     data: a Dataset; journal: called with a dict about ten times, and keeps the state, from which it
-    goes on if it was interrupted, with the same bits on a CPU; teacher: a BERT in eval mode.
+    goes on if it was interrupted, with the same bits on a CPU; teacher: from remember(), or None.
     Returns the layer matching of the last batch, as a list, or None, and the seconds it took.
     """
     device = bert.classifier.weight.device
-    distil = teacher and (cfg.pred_weight or cfg.layer_weight)
     bf16 = cfg.bf16 and has_bf16(device)
     total, lr = plan(stage, len(data.train), cfg)
     torch.manual_seed(cfg.seed)
@@ -844,12 +892,12 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
     start, warmup = (cfg.start * total, cfg.warmup * total) if masks else (0, 0)    # in steps
     layers_left = open_layers(bert, {})
     batches_left = stream(data.train, cfg.batch_size, cfg.seed, total, done)
-    for step, (_, batch) in journal.steps(batches_left, stage, total, done):
+    for step, (numbers, batch) in journal.steps(batches_left, stage, total, done):
         x, label = to(device, batch)
         z = masks.sample() if masks and step > start else {}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             with torch.no_grad():
-                out_t = teacher(**x) if distil else None
+                out_t = teacher(numbers, x) if teacher else None
             out = bert(**x, **z)
             is_open = open_layers(bert, z) if z else layers_left
             loss, now, m = objective(out, out_t, label, x["real"], cfg, W_layer, is_open)
@@ -1097,12 +1145,9 @@ def run(cfg):
     torch.manual_seed(cfg.seed)
     device, config, tokenizer = set_up(cfg)
     masks = Masks(config, [f"z_{name}" for name in cfg.masks.split(",")])
-    lowest = torch.tensor(LOWEST)
-    reach = masks.sparsity({group: p_open(torch.where(a.isinf(), a, lowest))
-                            for group, a in masks.log_alpha().items()})
-    if cfg.sparsity > reach:
+    if cfg.sparsity > masks.reach():
         raise BadInput(f"--sparsity {cfg.sparsity:g} --masks {cfg.masks}: these masks alone reach "
-                       f"only {reach:.3f}; want a lower sparsity, or more masks")
+                       f"only {masks.reach():.3f}; want a lower sparsity, or more masks")
     data = load_task(cfg.task, tokenizer, min(cfg.max_length, config.positions), cfg.data)
     config = replace(config, labels=data.names, span=data.span, task=cfg.task)
     metrics = data.metrics
@@ -1121,11 +1166,12 @@ def run(cfg):
     W_layer = nn.Linear(config.d, teacher.config.d, bias=False, device=device)
     nn.init.eye_(W_layer.weight)
 
-    m, prune_seconds = train("prune", student, data, cfg, journal, teacher, W_layer, masks)
+    ask = remember(teacher, data.train, cfg)
+    m, prune_seconds = train("prune", student, data, cfg, journal, ask, W_layer, masks)
     z = decide(masks, cfg.sparsity)
     pruned_scores, small = evaluate(student, data.dev, metrics, z), cut(student, z)
     W_layer.weight = nn.Parameter(W_layer.weight.detach()[:, z["z_hidn"] > 0])
-    _, finetune_seconds = train("finetune", small, data, cfg, journal, teacher, W_layer)
+    _, finetune_seconds = train("finetune", small, data, cfg, journal, ask, W_layer)
     scores = evaluate(small, data.dev, metrics)
 
     left, dense = encoder_parameters(small), encoder_parameters(student)
