@@ -812,7 +812,8 @@ def remember(teacher, rows, cfg):
 
     Its answer to a row is the same in every epoch, so all are computed here: the logits, and, in
     two bytes a number, the states of the layers that teach (Output.hidden is None elsewhere).
-    Where that takes more than KEPT bytes, or serves less than two epochs, or for spans: not so.
+    It is asked each time where they need more than KEPT bytes, or serve less than two epochs, and
+    for spans.
     """
     if not (cfg.pred_weight or cfg.layer_weight):
         return None
@@ -821,6 +822,7 @@ def remember(teacher, rows, cfg):
     steps = plan("prune", len(rows), cfg)[0] + plan("finetune", len(rows), cfg)[0]
     if c.span or steps * cfg.batch_size < 2 * len(rows) or 2 * len(layers) * tokens * c.d > KEPT:
         return lambda numbers, x: teacher(**x)
+    print(f"teacher   answers {len(rows):,} rows, once for all epochs")
     states = torch.empty(len(layers), tokens, c.d, dtype=torch.bfloat16, device=device)
     logits = torch.empty(len(rows), teacher.classifier.out_features, device=device)
     start = torch.from_numpy(rows.start).to(device)

@@ -10,12 +10,14 @@ Paradigm", NAACL 2021 (arXiv 2104.08682).
 Nothing has to be learned here about what to prune: the smallest weights go. And nothing can be
 cut: zeros stay where they were, so what they are worth has to be measured (part 6). The question
 is when to prune. The pre-trained BERT knows the language in general, the fine-tuned one knows the
-task as well, and figure 1 of the paper compares three ways to prune and keep both:
+task as well, and figure 1 of the paper compares three ways to keep both, (b) to (d):
 
     prune_first      (b) prune the pre-trained BERT, then fine-tune it
     finetune_first   (c) fine-tune BERT, then prune it on the task's loss
     distil           (d) prune the pre-trained BERT while it is distilled from the fine-tuned one
-    small_dense      what the paper argues against: no zeros, but fewer layers, heads and FFN units
+
+A fourth strategy, small_dense, is what the paper argues against: a BERT without zeros, but with
+fewer layers, heads and FFN units, distilled as in (d).
 
 To be read from the top, in the order of cofi.py, where BERT, evaluation and teacher come from.
 
