@@ -34,6 +34,7 @@ and the symbols of the paper:
     lambda1, lambda2   the multipliers that bring s to t
     H_s, H_t           hidden states of student and teacher; m(i) the student layer matched to i
 """
+import functools
 import hashlib
 import itertools
 import json
@@ -557,7 +558,8 @@ def layer_loss(student, teacher, real, W_layer, is_open, matching):
         return ((W_layer(H) - H_t).square().sum(-1) * weight).sum((-1, -2))
 
     if matching == "fixed":
-        m = torch.tensor([min(i, len(student) - 1) for i in layers]).to(real.device)
+        m = torch.stack([torch.full((), min(i, len(student) - 1), device=real.device)
+                         for i in layers])                          # (n)
         found = torch.ones_like(m, dtype=torch.bool)                # (n)
     else:
         with torch.no_grad():                                       # choosing has no gradient
@@ -806,11 +808,10 @@ def plan(stage, n, cfg):
     return min(steps, cfg.max_steps or steps), lr
 
 
-@torch.no_grad()
 def remember(teacher, rows, cfg):
     """The teacher as a function: (row numbers, inputs) -> Output. None if nothing is distilled.
 
-    Its answer to a row is the same in every epoch, so all are computed here: the logits, and, in
+    Its answer to a row is the same in every epoch, so all are computed at once: the logits, and, in
     two bytes a number, the states of the layers that teach (Output.hidden is None elsewhere).
     It is asked each time where they need more than KEPT bytes, or serve less than two epochs, and
     for spans.
@@ -818,35 +819,40 @@ def remember(teacher, rows, cfg):
     if not (cfg.pred_weight or cfg.layer_weight):
         return None
     c, device = teacher.config, teacher.classifier.weight.device
-    layers, tokens = teacher_layers(len(c.heads)) if cfg.layer_weight else [], len(rows.ids)
+    layers, tokens = teacher_layers(len(c.heads)), len(rows.ids)
     steps = plan("prune", len(rows), cfg)[0] + plan("finetune", len(rows), cfg)[0]
     if c.span or steps * cfg.batch_size < 2 * len(rows) or 2 * len(layers) * tokens * c.d > KEPT:
         return lambda numbers, x: teacher(**x)
     print(f"teacher   answers {len(rows):,} rows, once for all epochs")
-    states = torch.empty(len(layers), tokens, c.d, dtype=torch.bfloat16, device=device)
-    logits = torch.empty(len(rows), teacher.classifier.out_features, device=device)
     start = torch.from_numpy(rows.start).to(device)
 
     def find(numbers, x):
-        """The row numbers on the device, and where in states each token of these rows is."""
+        """The row numbers on the device, and where among all tokens those of these rows are."""
         row = to(device, {"row": torch.from_numpy(numbers)})[0]["row"]  # (B)
         column = torch.arange(x["ids"].shape[1], device=device)     # (T)
         place = start[row][:, None] + column                        # (B, T)
         return row, place.clamp(max=tokens - 1)     # of padding: that of a token of other rows
 
-    def recall(numbers, x):
-        row, place = find(numbers, x)
-        kept = dict(zip(layers, states[:, place]))
-        return Output(logits[row], [kept.get(i) for i in range(len(c.heads) + 1)])
-
-    for numbers, batch in batches(rows, 64):
-        x, _ = to(device, batch)
-        row, place = find(numbers, x)
-        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.bf16 and has_bf16(device)):
+    @functools.cache        # not before the first question: a run that goes on may have none
+    @torch.no_grad()
+    def all_answers():
+        logits = torch.empty(len(rows), teacher.classifier.out_features, device=device)
+        states = {i: torch.empty(tokens, c.d, dtype=torch.bfloat16, device=device)
+                  for i in layers if cfg.layer_weight}
+        for numbers, batch in batches(rows, 64):
+            x, _ = to(device, batch)
+            row, place = find(numbers, x)
             out = teacher(**x)
-        logits[row], real = out.logits.float(), x["real"]
-        for i, state in zip(layers, states):
-            state[place[real]] = out.hidden[i][real].bfloat16()
+            logits[row] = out.logits.float()
+            for i, state in states.items():
+                state[place[x["real"]]] = out.hidden[i][x["real"]].bfloat16()
+        return logits, states
+
+    def recall(numbers, x):
+        (row, place), (logits, states) = find(numbers, x), all_answers()
+        hidden = [states[i][place] if i in states else None for i in range(len(c.heads) + 1)]
+        return Output(logits[row], hidden)
+
     return recall
 
 
@@ -1195,7 +1201,7 @@ def run(cfg):
     write_text(folder / "network.txt", picture + "\n")
     others = [json.loads(path.read_text()) for path in folder.parent.glob("*/result.json")]
     others = [r for r in others if "target_sparsity" in r
-              and r["settings"]["tokens"] == data.digest]
+              and r["settings"].get("tokens") == data.digest]
     write_text(folder / "curves.svg", curves(journal.records(), teaching, [*others, result]))
     save(folder, small, tokenizer, result)
     journal.done()
@@ -1222,12 +1228,14 @@ def finished(model, given, device):
     """
     bert, path = load_bert(model)[0].to(device).eval(), fetch(model, "result.json", optional=True)
     known = json.loads(path.read_text())["settings"] if path else {"task": bert.config.task}
-    known |= {name: given[name] for name in ("task", "data", "max_length") if name in given}
+    if given.keys() & {"task", "data"}:
+        known |= {"task": given.get("task", "own"), "data": given.get("data", "")}
     if known["task"] not in TASKS:
         raise BadInput(f"{model}: config.json names no task; want --task")
     usual = Run.of(known["task"], known.get("data", ""))
     data = load_task(known["task"], load_tokenizer(model, bert.config.vocab), min(
-        known.get("max_length", usual.max_length), bert.config.positions), usual.data)
+        given.get("max_length", known.get("max_length", usual.max_length)), bert.config.positions),
+        usual.data)
     fit_labels(bert, data.names, data.span, model)
     return bert, data
 

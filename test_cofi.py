@@ -1803,6 +1803,7 @@ def test_remember(monkeypatch, case):
     teacher.register_forward_hook(lambda *_: calls.append(1))
     for numbers, batch in data.batches(rows, 7, seed=3):
         x, _ = cofi.to(CPU, batch)
+        ask(numbers, x)             # the first time, all are
         calls.clear()
         got = ask(numbers, x)
         assert len(calls) == (case not in ("kept", "no states"))
@@ -1811,7 +1812,8 @@ def test_remember(monkeypatch, case):
         for i in cofi.teacher_layers(5) if case != "no states" else []:
             now, then = (out.hidden[i][x["real"]].float() for out in (want, got))
             assert torch.allclose(then, now, rtol=2**-8, atol=1e-5)     # bfloat16 has eight bits
-    assert cofi.remember(teacher, rows, dataclasses.replace(cfg, layer_weight=0, pred_weight=0)) is None
+    nothing = dataclasses.replace(cfg, layer_weight=0, pred_weight=0)
+    assert cofi.remember(teacher, rows, nothing) is None
 
 
 def test_curves_show_every_run():
@@ -1820,6 +1822,15 @@ def test_curves_show_every_run():
                 "metric": "accuracy"} for s in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8) for i in range(2)]
     picture = ElementTree.fromstring(cofi.curves([], [1, 2], results))
     assert len(picture.findall(".//{*}circle")) == 13
+
+
+def test_names_in_a_chart_find_a_place():
+    """However many lines end at one point, at any height."""
+    for y in np.linspace(0, 1, 11):
+        lines = {"low": [(0, 0)], "high": [(0, 1)]} | {f"{i}": [(1, y)] for i in range(12)}
+        texts = ElementTree.fromstring(data.chart([("a", "b", lines)])).findall(".//{*}text")
+        places = [(t.get("x"), t.get("y")) for t in texts if t.get("fill")]
+        assert len(set(places)) == len(places) == 14
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -2264,7 +2275,7 @@ def go_everywhere(cofi, sparsebert):
     head = {"dense": (torch.eye(13), torch.zeros(13)), "norm": (torch.ones(13), torch.zeros(13)),
             "bias": torch.zeros(101)}
     sparsebert.augment(rows, bert, head, 4, {0, 1, 2, 3, 4}, copies=1, share=1.0)
-    cofi.remember(teacher, rows, cofi.Settings.of("rte"))
+    cofi.remember(teacher, rows, cofi.Settings.of("rte"))(np.arange(6), batch)
 
 
 def sources():
@@ -2628,7 +2639,7 @@ def benchmark(model, task, batch_size, threads, turns, device):
     Weights are random, which does not change the time.
     """
     cfg = dataclasses.replace(cofi.Settings.of(task), model=model, batch_size=batch_size,
-                              threads=threads, start=0.0, device=device)
+                              threads=threads, start=0.0, device=device, prune_epochs=1e4)
     device, config, tokenizer = cofi.set_up(cfg)
     rows = cofi.load_task(task, tokenizer, min(cfg.max_length, config.positions))
     if rows.span or not rows.names:

@@ -91,6 +91,8 @@ class Journal:
         if other := differing(saved["settings"], self.settings):
             raise BadInput(f"{path}: was saved with {other}; want those settings again, or --fresh "
                            "to start over")
+        if not isinstance(saved["random"], dict):
+            raise BadInput(f"{path}: was saved by an older version; --fresh starts over")
         for name, thing in things.items():
             if thing is not None:
                 thing.load_state_dict(saved[name])

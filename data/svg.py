@@ -50,8 +50,9 @@ def panel(title, along, lines, dots=False):
         out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{5 if dots else 2.5}" fill="{colour}"/>'
                 for x, y in places]
         x, y = places[-1]
+        away = 13 if y < HEIGHT / 2 else -13
         while any(abs(x - a) < RIGHT and abs(y - b) < 13 for a, b in taken):    # names that would
-            y += 13 if y < HEIGHT / 2 else -13                                  # cover each other
+            y += away                                                           # cover each other
         taken.append((x, y))
         out.append(text(x + 8, y + 4, name, f'fill="{colour}"'))
     return "".join(out)
