@@ -88,8 +88,8 @@ class Settings(Run):
                              "are multiplied by 10,000 / steps in a shorter run, at most by 20",
                              between=(1e-9, 10))
     lambda_lr: float = setting(0.3, "learning rate of lambda1 and lambda2; ours", between=(0, 1000))
-    lambda2: float = setting(100.0, "where lambda2 starts; ours: from 0, s follows t late, then "
-                             "overshoots", between=(0, 1e6))
+    lambda2: float = setting(1000.0, "where lambda2 starts; ours: from 0, or 100, s follows t late, "
+                             "then overshoots", between=(0, 1e6))
 
     BY_SIZE = {       # the paper's table of hyper-parameters; the toy's are ours
         "small": Run.BY_SIZE["small"] | {
