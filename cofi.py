@@ -88,8 +88,9 @@ class Settings(Run):
                              "are multiplied by 10,000 / steps in a shorter run, at most by 20",
                              between=(1e-9, 10))
     lambda_lr: float = setting(0.3, "learning rate of lambda1 and lambda2; ours", between=(0, 1000))
-    lambda2: float = setting(1000.0, "where lambda2 starts; ours: from 0, or 100, s follows t late, "
-                             "then overshoots", between=(0, 1e6))
+    lambda2: float = setting(100.0, "where lambda2 starts; ours: the lower, the later s follows t, "
+                             "and overshoots; the higher, the less time the weights have",
+                             between=(0, 1e6))
 
     BY_SIZE = {       # the paper's table of hyper-parameters; the toy's are ours
         "small": Run.BY_SIZE["small"] | {
@@ -103,7 +104,7 @@ class Settings(Run):
             "finetune_epochs": 20, "lr": 3e-5},
         "toy": Run.BY_SIZE["toy"] | {
             "matching": "ordered", "sparsity": 0.9, "prune_epochs": 7, "start": 0.1, "warmup": 0.5,
-            "finetune_epochs": 3, "lr": 5e-4, "finetune_lr": 5e-4}}
+            "finetune_epochs": 3, "lr": 5e-4, "finetune_lr": 5e-4, "lambda2": 1000.0}}
 
     def check(self):
         super().check()
