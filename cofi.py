@@ -559,9 +559,8 @@ def layer_loss(student, teacher, real, W_layer, is_open, matching):
         return ((W_layer(H) - H_t).square().sum(-1) * weight).sum((-1, -2))
 
     if matching == "fixed":
-        m = torch.stack([torch.full((), min(i, len(student) - 1), device=real.device)
-                         for i in layers])                          # (n)
-        found = torch.ones_like(m, dtype=torch.bool)                # (n)
+        m = torch.stack([real.new_full((), i, dtype=torch.long) for i in layers])   # (n)
+        m, found = m.clamp(max=len(student) - 1), m >= 0            # (n), (n)
     else:
         with torch.no_grad():                                       # choosing has no gradient
             distance = torch.stack([mse(H) for H in H_s], dim=1)    # (n, L)
