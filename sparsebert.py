@@ -376,11 +376,10 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
         before, sums = now.detach(), sums + now.detach()
         if step % every == 0 or step == total:
             losses = (sums / (step % every or every)).tolist()
-            scores = evaluate(bert, data.dev, data.metrics)
-            journal({"stage": stage, "strategy": strategy, "target": sparsity, "step": step, "of": total,
-                     **dict(zip(("L_hidden", "L_att", "L_pred"), losses)), "s": s,
+            scores, sums = evaluate(bert, data.dev, data.metrics), 0
+            journal({"stage": stage, "strategy": strategy, "target": sparsity, "step": step,
+                     "of": total, **dict(zip(("L_hidden", "L_att", "L_pred"), losses)), "s": s,
                      "scores": scores})
-            sums = 0
         if saving:
             journal.save(stage, step, things, masks=masks, s=s, sums=sums, scores=scores,
                          seconds=time.perf_counter() - began)

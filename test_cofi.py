@@ -1792,7 +1792,8 @@ def test_remember(monkeypatch, case):
     """What is kept of a teacher is what it says each time, whatever the batch and its padding."""
     length = np.random.default_rng(0).integers(3, 12, 50)
     rows = data.Rows(np.random.default_rng(1).integers(100, size=length.sum()).astype(np.uint16),
-                     np.concatenate([[0], np.cumsum(length)]), length // 2, length % 2, np.array([]))
+                     np.concatenate([[0], np.cumsum(length)]), length // 2, length % 2,
+                     np.array([]))
     config = dataclasses.replace(ODD, span=True, labels=None) if case == "spans" else ODD
     cfg = dataclasses.replace(cofi.Settings.of("rte"), bf16=False, batch_size=7,
                               max_steps=3 if case == "one epoch" else 0,
@@ -1818,8 +1819,9 @@ def test_remember(monkeypatch, case):
 
 def test_curves_show_every_run():
     """A dot for each of 12 runs, and one for the teacher: no colour runs out, no seed is lost."""
-    results = [{"target_sparsity": s, "speedup": {"32": 2.0 + i}, "score": 0.5, "teacher_score": 0.9,
-                "metric": "accuracy"} for s in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8) for i in range(2)]
+    results = [{"target_sparsity": s, "speedup": {"32": 2.0 + i}, "score": 0.5,
+                "teacher_score": 0.9, "metric": "accuracy"}
+               for s in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8) for i in range(2)]
     picture = ElementTree.fromstring(cofi.curves([], [1, 2], results))
     assert len(picture.findall(".//{*}circle")) == 13
 
@@ -2576,7 +2578,7 @@ def multiply_adds(config, T):
 
 
 def thin_masks(config, t):
-    """Masks of sparsity t as the paper found them: d nearly whole, few heads, FFNs in all layers."""
+    """Masks of sparsity t as the paper found them: d nearly whole, few heads, FFNs everywhere."""
     ones = {group: torch.ones_like(a) for group, a in cofi.Masks(config).log_alpha().items()}
     z, L = {group: mask.clone() for group, mask in ones.items()}, len(config.heads)
     z["z_hidn"][len(z["z_hidn"]) * 95 // 96:], z["z_int"][:], z["z_head"][:] = 0, 0, 0
