@@ -81,7 +81,8 @@ class Settings(Run):
                            between=(0, 0.9))
     warmup: float = setting(None, "share of pruning while t rises; paper: 20/100, 2/20",
                             between=(0, 0.9))
-    lr: float = setting(2e-5, "learning rate while pruning; paper: 2e-5", between=(1e-9, 1))
+    lr: float = setting(2e-5, "learning rate while pruning; paper: 2e-5; a run of few epochs wants "
+                        "more, and the smaller model that is left more still", between=(1e-9, 1))
     finetune_lr: float = setting(2e-5, "learning rate of the cut model; paper: 1e-5, 2e-5, 3e-5",
                                  between=(1e-9, 1))
     mask_lr: float = setting(0.01, "learning rate of log_alpha; paper: .01; both this and the next "
@@ -709,7 +710,9 @@ def cut(bert, z):
     h = (z["z_head"] > 0).sum(1) * alive(z["z_mha"], z["z_head"])   # (L)
     f = (z["z_int"] > 0).sum(1) * alive(z["z_ffn"], z["z_int"])     # (L)
     sizes = {"d": int((z_hidn > 0).sum()), "heads": h.tolist(), "ffn": f.tolist()}
-    small = BERT(Config(**asdict(bert.config) | sizes)).to(z_hidn.device)
+    with torch.device("meta"):      # the shapes alone: every weight is written below, none is drawn
+        small = BERT(Config(**asdict(bert.config) | sizes))
+    small = small.to_empty(device=z_hidn.device)
     for name in ("word", "position", "segment"):
         old = getattr(bert.embeddings, name)
         every = z_hidn.new_ones(len(old.weight))
@@ -755,23 +758,23 @@ def to(device, batch):
 
 
 @torch.no_grad()
-def answers(bert, rows, z={}):
+def answers(bert, rows):
     """The logits of a model for each of the rows, in their order: a list of arrays. In fp32."""
     was_training, device = bert.training, bert.classifier.weight.device
     bert.eval()
     logits = [None] * len(rows)
     for numbers, batch in batches(rows, 64):
-        for number, row in zip(numbers, bert(**to(device, batch)[0], **z).logits.cpu().numpy()):
+        for number, row in zip(numbers, bert(**to(device, batch)[0]).logits.cpu().numpy()):
             logits[number] = row
     bert.train(was_training)
     return logits
 
 
-def evaluate(bert, rows, metrics, z={}):
+def evaluate(bert, rows, metrics):
     """{metric: value} of a model on rows; where they are of several parts, also {part: value of
-    the first metric on it}. z: the masks, if it has any.
+    the first metric on it}.
     """
-    return rows.score(answers(bert, rows, z), metrics)
+    return rows.score(answers(bert, rows), metrics)
 
 
 def stream(rows, batch_size, seed, total, done=0):
@@ -927,7 +930,8 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
             masks.hold()
         before, sums = now, sums + now
         if step % every == 0 or step == total:
-            score = evaluate(bert, data.dev, data.metrics, decide(masks, t) if z else {})
+            left = cut(bert, decide(masks, t)) if z else bert       # equal to the masked, and faster
+            score = evaluate(left, data.dev, data.metrics)
             pred, layer = (sums / (step % every or every)).tolist()
             pull = [sparsity.item(), t, *(x.item() for x in lambdas)] if z else []
             matching, sums = None if m is None else m.tolist(), 0
@@ -1177,7 +1181,8 @@ def run(cfg):
     ask = remember(teacher, data.train, cfg)
     m, prune_seconds = train("prune", student, data, cfg, journal, ask, W_layer, masks)
     z = decide(masks, cfg.sparsity)
-    pruned_scores, small = evaluate(student, data.dev, metrics, z), cut(student, z)
+    small = cut(student, z)
+    pruned_scores = evaluate(small, data.dev, metrics)
     W_layer.weight = nn.Parameter(W_layer.weight.detach()[:, z["z_hidn"] > 0])
     _, finetune_seconds = train("finetune", small, data, cfg, journal, ask, W_layer)
     scores = evaluate(small, data.dev, metrics)
