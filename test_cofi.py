@@ -560,6 +560,18 @@ def test_final_sparsity_is_the_one_asked_for(t, spread, mean):
     assert t <= s <= t + 0.001
 
 
+@pytest.mark.parametrize("groups, highest", [
+    ("z_head", 1 / 3), ("z_int", 2 / 3), ("z_mha z_ffn", 17 / 18), ("z_hidn", 383 / 384),
+    ("z_mha z_head z_ffn", 1 - 1 / 3 / 72), ("z_mha z_int", 1 - 2 / 3 / 6 / 1536)])
+def test_what_masks_can_reach(groups, highest):
+    """Up to there something is left: whole layers alone would close the last one before .95."""
+    masks = random_log_alpha(MINILM, groups=groups.split())
+    close(masks.reach(), torch.tensor(highest), "the smallest part of a layer that is not nothing")
+    z = cofi.decide(masks, highest - 1e-6)
+    s = masks.sparsity({group: (mask > 0).double() for group, mask in z.items()}).item()
+    assert s == pytest.approx(highest, abs=1e-5)
+
+
 @pytest.mark.parametrize("groups, grain", [
     (("z_head",), 1 / 3 / 72), (("z_int",), 2e-4), (("z_mha", "z_ffn"), 1 / 18),
     (("z_hidn",), 1 / 384), (("z_mha", "z_head", "z_ffn", "z_int"), 2e-4),
@@ -1004,6 +1016,8 @@ BAD = {
     "negative rate": (["--lr", "-1"], None, "--lr -1"),
     "unknown mask": (["--masks", "head,layer"], None, "'layer'"),
     "masks that cannot reach it": (["--masks", "head", "--sparsity", "0.9"], None, "reach only"),
+    "masks that would leave nothing": (["--masks", "mha,ffn", "--sparsity", "0.95"], None,
+                                       "reach only"),
     "shares over 1": (["--start", "0.6", "--warmup", "0.6"], None, "--start"),
     "unknown matching": (["--matching", "loose"], None, "ordered"),
     "no GPU": (["--device", "cuda"], None, "--device cuda"),
@@ -1726,7 +1740,7 @@ def test_sigkill_at_any_moment(offline, folder, tmp_path, kills):
 
 
 def test_ctrl_c(offline, folder, tmp_path):
-    """The step is finished and saved, exit code 130; the same command goes on."""
+    """The step is finished and saved, exit code 130; the same command goes on, but for --fresh."""
     def training():             # until a step has been saved
         while (state := next((tmp_path / "out").glob("teacher-*/teacher.state"), None)) is None or \
                 state.stat().st_mtime < began:
@@ -1735,8 +1749,8 @@ def test_ctrl_c(offline, folder, tmp_path):
     flags = [*command(folder, tmp_path), "--max_steps", "0", "--teacher_epochs", "3000",
              "--save_every", "0"]
     began = time.time()
-    code, error = in_a_child(flags, after=training, number=signal.SIGINT)
-    assert code == 130 and "goes on" in error and "Traceback" not in error
+    code, error = in_a_child([*flags, "--fresh"], after=training, number=signal.SIGINT)
+    assert code == 130 and "without --fresh goes on" in error and "Traceback" not in error
     step = int(re.search("after step (\\d+) of stage teacher", error)[1])
     state, = (tmp_path / "out").glob("teacher-*/teacher.state")
     assert torch.load(state, weights_only=True)["step"] == step

@@ -40,6 +40,7 @@ class Journal:
     def __init__(self, folder, settings, minutes=5.0, fresh=False):
         self.folder, self.settings, self.minutes = folder, settings, minutes
         self.path, self.asked, self.last = folder / "log.jsonl", False, time.monotonic()
+        self.fresh = fresh
         self.lock()
         if fresh:
             for path in [*folder.glob("*.state"), *folder.rglob("result.json")]:
@@ -136,8 +137,8 @@ class Journal:
                for name, thing in things.items()}})
         self.last = time.monotonic()
         if self.asked:
-            raise Interrupted(f"stopped after step {step} of stage {stage}; the same command goes "
-                              "on from there")
+            raise Interrupted(f"stopped after step {step} of stage {stage}; the same command"
+                              f"{' without --fresh' * self.fresh} goes on from there")
 
     def forget(self, stage):
         """What the stage made is saved elsewhere: its state is not needed any more."""
