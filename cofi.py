@@ -938,7 +938,7 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
             masks.hold()
         before, sums = now, sums + now
         if step % every == 0 or step == total:
-            left = cut(bert, decide(masks, t)) if z else bert       # equal to the masked, and faster
+            left = cut(bert, decide(masks, t)) if z else bert       # equals the masked, is faster
             score = evaluate(left, data.dev, data.metrics)
             pred, layer = (sums / (step % every or every)).tolist()
             pull = [sparsity.item(), t, *(x.item() for x in lambdas)] if z else []
