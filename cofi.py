@@ -1213,8 +1213,9 @@ def run(cfg):
     picture = draw(config, z, teaching, m)
     write_text(folder / "network.txt", picture + "\n")
     others = [json.loads(path.read_text()) for path in folder.parent.glob("*/result.json")]
-    others = [r for r in others if "target_sparsity" in r and r["model"] == cfg.model
-              and r["device"] == result["device"] and r["settings"].get("tokens") == data.digest]
+    others = [r for r in others if "target_sparsity" in r and r.get("model") == cfg.model
+              and r.get("device") == result["device"]
+              and r["settings"].get("tokens") == data.digest]
     write_text(folder / "curves.svg", curves(journal.records(), teaching, [*others, result]))
     save(folder, small, tokenizer, result)
     journal.done()
