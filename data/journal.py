@@ -38,9 +38,8 @@ class Journal:
     """
 
     def __init__(self, folder, settings, minutes=5.0, fresh=False):
-        self.folder, self.settings, self.minutes = folder, settings, minutes
+        self.folder, self.settings, self.minutes, self.fresh = folder, settings, minutes, fresh
         self.path, self.asked, self.last = folder / "log.jsonl", False, time.monotonic()
-        self.fresh = fresh
         self.lock()
         if fresh:
             for path in [*folder.glob("*.state"), *folder.rglob("result.json")]:
