@@ -307,7 +307,7 @@ class BERT(nn.Module):
 
         Give all five masks or none; one that is switched off is a tensor of ones.
         """
-        bias = torch.zeros(real.shape, device=ids.device).masked_fill(~real, -torch.inf)
+        bias = torch.zeros_like(real, dtype=torch.float).masked_fill(~real, -torch.inf)     # (B, T)
         x = self.embeddings(ids, segments, z_hidn)                  # (B, T, d)
         hidden = [x]
         for i, layer in enumerate(self.layers):
@@ -758,9 +758,9 @@ def has_bf16(device):
 
 def to(device, batch):
     """A batch on its device: the network's inputs, and the labels, if it has any."""
-    if device.type == "cuda":       # which then need not wait for it
+    if cuda := device.type == "cuda":       # pinned, it can be copied while the GPU computes
         batch = {name: x.pin_memory() for name, x in batch.items()}
-    there = {name: x.to(device, non_blocking=True) for name, x in batch.items()}
+    there = {name: x.to(device, non_blocking=cuda) for name, x in batch.items()}
     label = there.pop("label", None)
     return there, label
 
@@ -928,8 +928,9 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
         descent.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(weights, 1.0)
+        logging = step % every == 0 or step == total
         saving = step == total or journal.due()
-        if device.type == "cpu" or saving or step % 50 == 0:            # a GPU would have to wait
+        if device.type == "cpu" or logging or saving or step % 50 == 0:     # a GPU has to wait
             check_finite(stage, step, loss.detach(), norm, before.tolist())
         descent.step()
         if z:       # descent has moved the weights and log_alpha down the loss; lambdas go up it
@@ -937,7 +938,7 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
             ascent.zero_grad()
             masks.hold()
         before, sums = now, sums + now
-        if step % every == 0 or step == total:
+        if logging:
             left = cut(bert, decide(masks, t)) if z else bert       # equals the masked, is faster
             score = evaluate(left, data.dev, data.metrics)
             pred, layer = (sums / (step % every or every)).tolist()

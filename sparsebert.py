@@ -359,13 +359,14 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
                                    labels=not cfg.pred_weight)
             else:
                 now = F.pad(label_loss(out.logits.float(), label)[None], (2, 0))       # 0, 0, loss
-            loss = now @ weight
+            loss = (now * weight).sum()
         optimizer.param_groups[0]["lr"] = lr * (1 - (step - 1) / total if cfg.decay else 1)
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
+        logging = step % every == 0 or step == total
         saving = step == total or journal.due()
-        if device.type == "cpu" or saving or step % 50 == 0:            # a GPU would have to wait
+        if device.type == "cpu" or logging or saving or step % 50 == 0:     # a GPU has to wait
             check_finite(stage, step, loss.detach(), norm, before.tolist())
         optimizer.step()
         if step in due:
@@ -374,7 +375,7 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
         else:       # after every step: momentum revives what was pruned
             put_zeros(bert, masks)
         before, sums = now.detach(), sums + now.detach()
-        if step % every == 0 or step == total:
+        if logging:
             losses = (sums / (step % every or every)).tolist()
             scores, sums = evaluate(bert, data.dev, data.metrics), 0
             journal({"stage": stage, "strategy": strategy, "target": sparsity, "step": step,
