@@ -830,39 +830,33 @@ def remember(teacher, rows, cfg):
     if not (cfg.pred_weight or cfg.layer_weight):
         return None
     c, device = teacher.config, teacher.classifier.weight.device
-    layers, tokens = teacher_layers(len(c.heads)), len(rows.ids)
+    layers = teacher_layers(len(c.heads))
     steps = plan("prune", len(rows), cfg)[0] + plan("finetune", len(rows), cfg)[0]
-    if c.span or steps * cfg.batch_size < 2 * len(rows) or 2 * len(layers) * tokens * c.d > KEPT:
+    needed = 2 * len(layers) * len(rows.ids) * c.d
+    if c.span or steps * cfg.batch_size < 2 * len(rows) or needed > KEPT:
         return lambda numbers, x: teacher(**x)
     print(f"teacher   answers {len(rows):,} rows, once for all epochs")
-    start = torch.from_numpy(rows.start).to(device)
-
-    def find(numbers, x):
-        """The row numbers on the device, and where among all tokens those of these rows are."""
-        row = to(device, {"row": torch.from_numpy(numbers)})[0]["row"]  # (B)
-        column = torch.arange(x["ids"].shape[1], device=device)     # (T)
-        place = start[row][:, None] + column                        # (B, T)
-        return row, place.clamp(max=tokens - 1)     # of padding: that of a token of other rows
 
     @functools.cache        # not before the first question: a run that goes on may have none
     @torch.no_grad()
     def all_answers():
-        logits = torch.empty(len(rows), teacher.classifier.out_features, device=device)
-        states = {i: torch.empty(tokens, c.d, dtype=torch.bfloat16, device=device)
-                  for i in layers if cfg.layer_weight}
+        """{row number: (logits, states of its T tokens (T, n, d))}, of n layers."""
+        kept = {}
         for numbers, batch in batches(rows, 64):
-            x, _ = to(device, batch)
-            row, place = find(numbers, x)
-            out = teacher(**x)
-            logits[row] = out.logits.float()
-            for i, state in states.items():
-                state[place[x["real"]]] = out.hidden[i][x["real"]].bfloat16()
-        return logits, states
+            out = teacher(**to(device, batch)[0])
+            states = torch.stack([out.hidden[i].bfloat16() for i in layers], 2)     # (B, T, n, d)
+            lengths = batch["real"].sum(1).tolist()
+            for number, logits, H, T in zip(numbers, out.logits.float(), states, lengths):
+                kept[number] = logits, H[:T].clone()
+        return kept
 
     def recall(numbers, x):
-        (row, place), (logits, states) = find(numbers, x), all_answers()
-        hidden = [states[i][place] if i in states else None for i in range(len(c.heads) + 1)]
-        return Output(logits[row], hidden)
+        logits, states = zip(*(all_answers()[number] for number in numbers))
+        states = nn.utils.rnn.pad_sequence(states, batch_first=True)    # (B, T, n, d)
+        hidden = [None] * (len(c.heads) + 1)
+        for i, H in zip(layers, states.unbind(2)):
+            hidden[i] = H                                           # (B, T, d)
+        return Output(torch.stack(logits), hidden)
 
     return recall
 
