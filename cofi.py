@@ -330,18 +330,18 @@ def load_bert(model, config=None):
     """
     notes, (sizes, weights) = [], (None, read_weights(model)) if config else read_model(model)
     bert = BERT(config or Config(**sizes))
-    own = bert.state_dict()
-    if config:
+    drawn = bert.state_dict()
+    if config:      # new: {part: why it is a new one, or "" if that needs no note}
         new = {"classifier": "is not for this run" if "classifier.weight" in weights else ""}
         if config.span or not weights.get("pooler.bias", torch.zeros(1)).any():
             new["pooler"] = ("" if config.span else "was never trained" if "pooler.bias" in weights
                              else "is absent")
         notes = [f"{model}: its {part} {why}, a new one is trained"
                  for part, why in new.items() if why]
-        fresh = {name: w for name, w in own.items() if name.split(".")[0] in new}
+        fresh = {name: w for name, w in drawn.items() if name.split(".")[0] in new}
         weights = {name: w for name, w in weights.items() if name.split(".")[0] not in new} | fresh
-    for name in sorted(own.keys() | weights.keys()):
-        have, want = (tuple(w[name].shape) if name in w else "absent" for w in (weights, own))
+    for name in sorted(drawn.keys() | weights.keys()):
+        have, want = (tuple(w[name].shape) if name in w else "absent" for w in (weights, drawn))
         if have != want:
             raise BadInput(f"{model}: {name} is {have} in its weights, but {want} by config.json; "
                            "want the weights and the config of one model")
@@ -452,7 +452,7 @@ class Masks(nn.Module):
 
     @torch.no_grad()
     def hold(self):
-        """Keeps log_alpha near [LOWEST, HIGHEST]: what is beyond is halved, so ranks remain."""
+        """Keeps log_alpha near [LOWEST, HIGHEST]: the part beyond is halved, so ranks remain."""
         for log_alpha in self.parameters():
             log_alpha -= (log_alpha - log_alpha.clamp(LOWEST, HIGHEST)) / 2
 
@@ -486,7 +486,7 @@ def lagrangian(s, t, lambda1, lambda2):
 
 
 # --------------------------------------------------------------------------------------------------
-# 4. Distillation: the teacher's predictions, and its layers, each matched to the closest of ours
+# 4. Distillation: the teacher's predictions, and its layers, each matched to one of ours
 # --------------------------------------------------------------------------------------------------
 
 
@@ -559,7 +559,7 @@ def layer_loss(student, teacher, real, W_layer, is_open, matching):
     a Linear from the student's d to the teacher's. matching: free, ordered, or fixed (m(i) = i).
     Returns L_layer and m (n), with -1 for a teaching layer that found no student; its term is 0.
     """
-    layers = [i - 1 for i in teacher_layers(len(teacher))]
+    layers = [i - 1 for i in teacher_layers(len(teacher))]          # from 0
     H_s, H_t = torch.stack(student), torch.stack([teacher[i] for i in layers]).float()
     weight = real / (real.sum() * H_t.shape[-1])                    # (B, T)
 
@@ -646,7 +646,7 @@ def decide(masks, t):
         return {group: p_open(a + shift) for group, a in alphas.items()}
 
     def structure(shift, n):
-        """{group: 0 or 1} with every log_alpha shifted, and the best n of the finest group."""
+        """{group: 0 or 1} with every log_alpha shifted, but of the finest group the best n."""
         return keep_expected(chances(shift), place) | {fine: (place[fine] < n).double()}
 
     def fits(shift, n):
@@ -785,11 +785,11 @@ def evaluate(bert, rows, metrics):
     return rows.score(answers(bert, rows), metrics)
 
 
-def stream(rows, batch_size, seed, total, done=0):
+def epochs(rows, batch_size, seed, total, done=0):
     """Batches `done` to `total`, epoch after epoch, each epoch in an order of its own."""
     first, skip = divmod(done, math.ceil(len(rows) / batch_size))
-    epochs = (batches(rows, batch_size, (seed, epoch)) for epoch in itertools.count(first))
-    return itertools.islice(itertools.chain.from_iterable(epochs), skip, skip + total - done)
+    each = (batches(rows, batch_size, (seed, epoch)) for epoch in itertools.count(first))
+    return itertools.islice(itertools.chain.from_iterable(each), skip, skip + total - done)
 
 
 def objective(out, out_t, label, real, cfg, W_layer, is_open):
@@ -832,7 +832,7 @@ def remember(teacher, rows, cfg):
     c, device = teacher.config, teacher.classifier.weight.device
     layers = teacher_layers(len(c.heads))
     steps = plan("prune", len(rows), cfg)[0] + plan("finetune", len(rows), cfg)[0]
-    needed = 2 * len(layers) * len(rows.ids) * c.d
+    needed = 2 * len(layers) * len(rows.ids) * c.d                  # bytes, for all tokens
     if c.span or steps * cfg.batch_size < 2 * len(rows) or needed > KEPT:
         return lambda numbers, x: teacher(**x)
     print(f"teacher   answers {len(rows):,} rows, once for all epochs")
@@ -887,8 +887,8 @@ def check_finite(stage, step, loss, norm, before):
 def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=None):
     """One stage, in place: "teacher" on labels, "prune" with masks, "finetune" of the cut model.
 
-    data: a Dataset; journal: called with a dict about ten times, and keeps the state, from which it
-    goes on if it was interrupted, with the same bits on a CPU; teacher: from remember(), or None.
+    data: a Dataset; journal: called with a dict about ten times, and keeps the state, from which an
+    interrupted stage goes on, with the same bits on a CPU; teacher: from remember(), or None.
     Returns the layer matching of the last batch, as a list, or None, and the seconds it took.
     """
     device = bert.classifier.weight.device
@@ -904,7 +904,7 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
     every, matching, before = max(1, total // 10), rest.get("matching"), torch.zeros(2)
     start, warmup = (cfg.start * total, cfg.warmup * total) if masks else (0, 0)    # in steps
     layers_left = open_layers(bert, {})
-    batches_left = stream(data.train, cfg.batch_size, cfg.seed, total, done)
+    batches_left = epochs(data.train, cfg.batch_size, cfg.seed, total, done)
     for step, (numbers, batch) in journal.steps(batches_left, stage, total, done):
         x, label = to(device, batch)
         z = masks.sample() if masks and step > start else {}
@@ -924,7 +924,7 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
         norm = nn.utils.clip_grad_norm_(weights, 1.0)
         logging = step % every == 0 or step == total
         saving = step == total or journal.due()
-        if device.type == "cpu" or logging or saving or step % 50 == 0:     # a GPU has to wait
+        if device.type == "cpu" or logging or saving or step % 50 == 0:     # it stops a GPU
             check_finite(stage, step, loss.detach(), norm, before.tolist())
         descent.step()
         if z:       # descent has moved the weights and log_alpha down the loss; lambdas go up it
@@ -933,7 +933,7 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
             masks.hold()
         before, sums = now, sums + now
         if logging:
-            left = cut(bert, decide(masks, t)) if z else bert       # equals the masked, is faster
+            left = cut(bert, decide(masks, t)) if z else bert       # what would be left now
             score = evaluate(left, data.dev, data.metrics)
             pred, layer = (sums / (step % every or every)).tolist()
             pull = [sparsity.item(), t, *(x.item() for x in lambdas)] if z else []
@@ -1058,7 +1058,7 @@ def report(r, picture):
               f"pruned {r['pruned_scores'][name]:.4f}   fine-tuned {score:.4f}")
     print(f"sparsity   {r['sparsity']:.5f}, asked for {r['target_sparsity']:g}")
     print(f"weights    encoder {r['dense_encoder_parameters']:,} -> {r['encoder_parameters']:,}   "
-          f"with embeddings {r['dense_total_parameters']:,} -> {r['total_parameters']:,}")
+          f"whole model {r['dense_total_parameters']:,} -> {r['total_parameters']:,}")
     times = [f"{x:.1f}x at batch {rows}" for rows, x in r["speedup"].items()]
     print(f"speed-up   {'   '.join(times)}   (length {r['length']}, fp32, {r['device']})")
     print("minutes    " + "   ".join(f"{name} {x / 60:.1f}" for name, x in r["seconds"].items()))

@@ -347,7 +347,7 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
     s, scores = rest.get("s", s), rest.get("scores")
     sums, before = torch.as_tensor(rest.get("sums", 0.0), device=device), torch.zeros(3)
     began, every = time.perf_counter() - rest.get("seconds", 0), max(1, total // 5)
-    batches_left = cofi.stream(data.train, cfg.batch_size, cfg.seed, total, done)
+    batches_left = cofi.epochs(data.train, cfg.batch_size, cfg.seed, total, done)
     for step, (_, batch) in journal.steps(batches_left, stage, total, done):
         x, label = to(device, batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -366,7 +366,7 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
         norm = nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
         logging = step % every == 0 or step == total
         saving = step == total or journal.due()
-        if device.type == "cpu" or logging or saving or step % 50 == 0:     # a GPU has to wait
+        if device.type == "cpu" or logging or saving or step % 50 == 0:     # it stops a GPU
             check_finite(stage, step, loss.detach(), norm, before.tolist())
         optimizer.step()
         if step in due:

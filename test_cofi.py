@@ -2554,9 +2554,9 @@ def teacher_pass(teacher, device):
 class Turns:
     """In the place of a journal it times the steps of cofi.train, and others on the same batches.
 
-    others: {name: step}. `turns` are on batches that are spread evenly over the lengths of those of
-    an epoch, so that a mean is about the epoch's. epoch: its batches. Before them one turn warms up;
-    on a GPU, where every new length has a first time, as many as follow.
+    others: {name: step}. `turns` are on batches that are spread evenly over the lengths of those
+    of an epoch, so that a mean is about the epoch's. epoch: its batches. Before them one turn warms
+    up; on a GPU, where every new length has a first time, as many as follow.
     """
 
     def __init__(self, others, turns, epoch, device):
