@@ -836,15 +836,16 @@ def remember(teacher, rows, cfg):
     if c.span or steps * cfg.batch_size < 2 * len(rows) or needed > KEPT:
         return lambda numbers, x: teacher(**x)
     print(f"teacher   answers {len(rows):,} rows, once for all epochs")
+    layers = layers if cfg.layer_weight else []                     # n of them
 
     @functools.cache        # not before the first question: a run that goes on may have none
     @torch.no_grad()
     def all_answers():
-        """{row number: (logits, states of its T tokens (T, n, d))}, of n layers."""
+        """{row number: (logits, states of its T tokens (T, n, d))}."""
         kept = {}
         for numbers, batch in batches(rows, 64):
             out = teacher(**to(device, batch)[0])
-            states = torch.stack([out.hidden[i].bfloat16() for i in layers], 2)     # (B, T, n, d)
+            states = torch.stack(out.hidden, 2)[:, :, layers].bfloat16()    # (B, T, n, d)
             lengths = batch["real"].sum(1).tolist()
             for number, logits, H, T in zip(numbers, out.logits.float(), states, lengths):
                 kept[number] = logits, H[:T].clone()
@@ -924,7 +925,7 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
         norm = nn.utils.clip_grad_norm_(weights, 1.0)
         logging = step % every == 0 or step == total
         saving = step == total or journal.due()
-        if device.type == "cpu" or logging or saving or step % 50 == 0:     # it stops a GPU
+        if device.type == "cpu" or logging or saving or step % 50 == 0:     # asking stops a GPU
             check_finite(stage, step, loss.detach(), norm, before.tolist())
         descent.step()
         if z:       # descent has moved the weights and log_alpha down the loss; lambdas go up it

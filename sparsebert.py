@@ -366,7 +366,7 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
         norm = nn.utils.clip_grad_norm_(bert.parameters(), 1.0)
         logging = step % every == 0 or step == total
         saving = step == total or journal.due()
-        if device.type == "cpu" or logging or saving or step % 50 == 0:     # it stops a GPU
+        if device.type == "cpu" or logging or saving or step % 50 == 0:     # asking stops a GPU
             check_finite(stage, step, loss.detach(), norm, before.tolist())
         optimizer.step()
         if step in due:

@@ -1826,6 +1826,8 @@ def test_remember(monkeypatch, case):
         assert len(calls) == (case not in ("kept", "no states"))
         want = teacher(**x)
         close(got.logits, want.logits)
+        if case == "no states":
+            assert got.hidden == [None] * 6
         for i in cofi.teacher_layers(5) if case != "no states" else []:
             now, then = (out.hidden[i][x["real"]].float() for out in (want, got))
             assert torch.allclose(then, now, rtol=2**-8, atol=1e-5)     # bfloat16 has eight bits
