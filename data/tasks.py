@@ -1,4 +1,4 @@
-"""The tasks: GLUE's, SQuAD, the toy, and a folder of one's own."""
+"""The tasks: GLUE, SQuAD, the toy, and a folder of your own."""
 import csv
 import hashlib
 import json
@@ -6,223 +6,246 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import datasets
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.implementations import BertWordPieceTokenizer
 
-from .files import write_text
-from .hub import BadInput, fetch, quietly, reason
-from .rows import joined, rows_from
-from .squad import windows_from
+from data.errors import UserError, short_message
+from data.files import write_text
+from data.hub import fetch, silenced
+from data.squad import tokenize_squad
+from data.tokenized import concatenate, tokenize
 
-TOY = Path(__file__).parent / "toy"       # a small world: model, tokenizer and splits in one folder
-SMALL = 10_000                            # rows; GLUE's small sets have up to 8,551 of them
+TOY = Path(__file__).parent / "toy"       # model, tokenizer and splits in one folder
+SMALL_TASK_MAX_ROWS = 10_000              # GLUE's small sets have at most 8,551 training rows
 PAIR = ("sentence1", "sentence2")
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a task needs to be known by name."""
-    columns: tuple            # the one or two sentence columns; (): all texts beside the label
+    """What has to be known of a task before its data are read."""
+    columns: tuple            # the one or two text columns; (): all text columns beside the label
     metrics: tuple            # names in METRICS; the first is "the score"
-    size: str                 # of its table of settings: small, large, squad or toy
+    size: str                 # which defaults it has: small, large, squad or toy
     repository: str = "nyu-mll/glue"      # on the hub; "" for a folder
-    dev: dict = field(default_factory=lambda: {"validation": ""})   # {split: name of the part}
+    dev: dict = field(default_factory=lambda: {"validation": ""})   # {split: name of the subset}
     tests: dict = field(default_factory=dict)       # {split: the file that GLUE's server takes}
 
 
-def of_glue(columns, metrics, size, file):
+def glue_task(columns, metrics, size, file):
     return Task(columns, metrics, size, tests={"test": file})
 
 
 TASKS = {
     "toy": Task(PAIR, ("accuracy",), "toy", ""),
-    "cola": of_glue(("sentence",), ("matthews",), "small", "CoLA"),
-    "sst2": of_glue(("sentence",), ("accuracy",), "large", "SST-2"),
-    "mrpc": of_glue(PAIR, ("accuracy", "f1"), "small", "MRPC"),
-    "stsb": of_glue(PAIR, ("pearson", "spearman"), "small", "STS-B"),
-    "qqp": of_glue(("question1", "question2"), ("accuracy", "f1"), "large", "QQP"),
+    "cola": glue_task(("sentence",), ("matthews",), "small", "CoLA"),
+    "sst2": glue_task(("sentence",), ("accuracy",), "large", "SST-2"),
+    "mrpc": glue_task(PAIR, ("accuracy", "f1"), "small", "MRPC"),
+    "stsb": glue_task(PAIR, ("pearson", "spearman"), "small", "STS-B"),
+    "qqp": glue_task(("question1", "question2"), ("accuracy", "f1"), "large", "QQP"),
     "mnli": Task(("premise", "hypothesis"), ("accuracy",), "large",
                  dev={"validation_matched": "matched", "validation_mismatched": "mismatched"},
                  tests={"test_matched": "MNLI-m", "test_mismatched": "MNLI-mm"}),
-    "qnli": of_glue(("question", "sentence"), ("accuracy",), "large", "QNLI"),
-    "rte": of_glue(PAIR, ("accuracy",), "small", "RTE"),
+    "qnli": glue_task(("question", "sentence"), ("accuracy",), "large", "QNLI"),
+    "rte": glue_task(PAIR, ("accuracy",), "small", "RTE"),
     "squad": Task(("question", "context"), ("squad_f1", "exact_match"), "squad",
                   "rajpurkar/squad"),
-    "own": Task((), ("accuracy",), "small", ""),    # or pearson and spearman, or large: see there
+    # pearson and spearman for a regression; large above SMALL_TASK_MAX_ROWS
+    "custom": Task((), ("accuracy",), "small", ""),
 }
+
+
+def task_size(name, folder=""):
+    """Return which defaults a task has. Task custom: by the number of lines of its train file."""
+    if name != "custom":
+        return TASKS[name].size
+    with find_split_files(Path(folder))["train"].open("rb") as file:
+        return "small" if sum(1 for _ in file) <= SMALL_TASK_MAX_ROWS else "large"
 
 
 @dataclass
 class Dataset:
-    """One task. Each split is tokenised when it is asked for, the first time.
-
-    raw: {split: a datasets.Dataset}; columns: of the sentences; labels: {split: an array}, without
-    the splits whose labels are kept secret; names: of the classes, None for regression and SQuAD.
-    """
+    """One task. Each split is tokenized when it is first asked for."""
     task: Task
-    raw: dict
-    columns: tuple
+    raw: dict                 # {split: datasets.Dataset}
+    columns: tuple            # the text columns
     metrics: tuple
-    labels: dict
-    names: list | None
+    labels: dict              # {split: array}, without the splits whose labels are secret
+    names: list | None        # class names; None for regression and SQuAD
     tokenizer: object
     max_length: int
 
     @property
-    def span(self):
+    def is_span(self):
         """Whether an answer is a span of the context, not a class or a value."""
         return self.task.size == "squad"
 
     @cached_property
     def train(self):
-        return self.rows("train")
-
-    @cached_property
-    def digest(self):
-        """What the tokens and labels of the training and dev set are, in 16 characters."""
-        parts = (np.ascontiguousarray(getattr(rows, name)) for rows in (self.train, self.dev)
-                 for name in ("ids", "start", "label"))
-        return hashlib.sha256(b"".join(x.tobytes() for x in parts)).hexdigest()[:16]
+        return self.tokenized("train")
 
     @cached_property
     def dev(self):
         splits = self.task.dev
-        return self.rows(*splits) if len(splits) == 1 else joined(
-            [self.rows(split, part) for split, part in splits.items()])
+        if len(splits) == 1:
+            return self.tokenized(*splits)
+        return concatenate([self.tokenized(split, subset) for split, subset in splits.items()])
 
     @cached_property
     def test(self):
-        """The test set, if its labels are known; nothing is chosen by it."""
-        return self.rows("test") if "test" in self.labels else None
+        """The test set, if its labels are known. Nothing is chosen by it."""
+        return self.tokenized("test") if "test" in self.labels else None
 
-    def rows(self, split, part=""):
+    @cached_property
+    def digest(self):
+        """A hash of the tokens and labels of the training and dev set, 16 characters."""
+        content = hashlib.sha256()
+        for split in (self.train, self.dev):
+            for name in ("input_ids", "offsets", "labels"):
+                content.update(np.ascontiguousarray(getattr(split, name)).tobytes())
+        return content.hexdigest()[:16]
+
+    def tokenized(self, split, subset=""):
+        """Return a split as a TokenizedDataset. subset: a name for all of its examples."""
         raw = self.raw[split]
-        if self.span:
-            return windows_from(raw, self.tokenizer, self.max_length)
+        if self.is_span:
+            return tokenize_squad(raw, self.tokenizer, self.max_length)
         unknown = np.zeros(len(raw), np.int64 if self.names else np.float32)
-        parts = raw["part"][:] if "part" in raw.column_names else [part] * len(raw) if part else ()
-        return rows_from(raw, self.columns, self.labels.get(split, unknown), self.tokenizer,
-                         self.max_length, parts)
+        subsets = [subset] * len(raw) if subset else ()
+        if "part" in raw.column_names:
+            subsets = raw["part"][:]
+        return tokenize(raw, self.columns, self.labels.get(split, unknown), self.tokenizer,
+                        self.max_length, subsets)
 
 
-def load_tokenizer(model, vocab=None):
-    """The tokenizer of a model: its tokenizer.json, or the vocab.txt of the oldest checkpoints.
+def load_tokenizer(model, vocab_size=None):
+    """Load the tokenizer of a model: tokenizer.json, or the vocab.txt of the oldest checkpoints.
 
-    vocab: how many embeddings there are. Raises BadInput.
+    vocab_size: the number of embeddings. Raises UserError.
     """
-    from tokenizers import Tokenizer
-    from tokenizers.implementations import BertWordPieceTokenizer
     path = fetch(model, "tokenizer.json", optional=True)
     if path is None:
         path = fetch(model, "tokenizer_config.json", optional=True)
-        lowercase = json.loads(path.read_text()).get("do_lower_case", True) if path else True
+        settings = json.loads(path.read_text()) if path else {}
         vocab = str(fetch(model, "vocab.txt"))
+        lowercase = settings.get("do_lower_case", True)
         return BertWordPieceTokenizer(vocab, lowercase=lowercase)._tokenizer
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library knows no narrower kind
-        raise BadInput(f"{path}: no tokenizer ({reason(error)}); download or save it again"
-                       ) from error
-    most = max(tokenizer.get_vocab().values())
-    if vocab and most >= vocab:
-        raise BadInput(f"{path}: it has {most + 1} words, its embeddings {vocab}; want the "
-                       "tokenizer and the weights of one model")
+    except Exception as error:  # the library has no narrower class
+        raise UserError(f"{path} is not a tokenizer ({short_message(error)}). Try to download or "
+                        "save it again") from error
+    words = max(tokenizer.get_vocab().values()) + 1
+    if vocab_size and words > vocab_size:
+        raise UserError(f"{path} must have at most {vocab_size} words, one for each embedding, got "
+                        f"{words}. Try the tokenizer and the weights of one model")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
 
 
 def load_task(name, tokenizer, max_length, folder=""):
-    """A task by name: from a folder (the toy, one's own), the hub, or its cache. Raises BadInput.
+    """Load a task by name: from a folder (the toy, your own), the hub, or its cache.
+
+    Returns a Dataset. Raises UserError.
     """
-    import datasets
-    folder, task = TOY if name == "toy" else folder, TASKS[name]
+    task = TASKS[name]
+    if name == "toy":
+        folder = TOY
     if folder:
-        return dataset(name, read_folder(Path(folder)), tokenizer, max_length)
+        return build_dataset(name, read_folder(Path(folder)), tokenizer, max_length)
+    subset = [name] if task.repository == "nyu-mll/glue" else []
     try:
-        raw = quietly(datasets.load_dataset, task.repository,
-                      *[name] * (task.repository == "nyu-mll/glue"))
+        raw = silenced(datasets.load_dataset, task.repository, *subset)
     except Exception as error:  # many kinds, of several network libraries; none is swallowed
-        raise BadInput(f"the dataset {task.repository} ({name}) could not be had ({reason(error)});"
-                       " check the network; what was had once is read from the cache") from error
-    return dataset(name, raw, tokenizer, max_length)
+        raise UserError(f"Could not download the dataset {task.repository} ({name}): "
+                        f"{short_message(error)}. Check the network; a dataset that was downloaded "
+                        "once is read from the cache") from error
+    return build_dataset(name, raw, tokenizer, max_length)
 
 
-def files_of(folder):
-    """{split: file} of a folder with train, validation and perhaps test as .tsv, .csv or .jsonl."""
+# ---- A folder of your own ------------------------------------------------------------------------
+
+
+def find_split_files(folder):
+    """Return {split: file} of a folder: train, validation, perhaps test, as .tsv, .csv or .jsonl."""
     if not folder.is_dir():
-        raise BadInput(f"--data {folder}: no such folder; want one with train.tsv and "
-                       "validation.tsv, or .csv, or .jsonl")
+        raise UserError(f"--data must be a folder with train.tsv and validation.tsv (or .csv, or "
+                        f".jsonl), got {folder}: no such folder")
     found = {}
     for split in ("train", "validation", "test"):
-        files = [path for path in (folder / f"{split}.{kind}" for kind in ("tsv", "csv", "jsonl"))
-                 if path.exists()]
-        if len(files) > 1 or (not files and split != "test"):
-            have = " and ".join(path.name for path in files) or f"no {split}.tsv, .csv or .jsonl"
-            raise BadInput(f"--data {folder}: {have}; want one of them")
-        found |= {split: path for path in files}
+        files = [folder / f"{split}.{kind}" for kind in ("tsv", "csv", "jsonl")]
+        files = [path for path in files if path.exists()]
+        if len(files) == 1:
+            found[split] = files[0]
+        elif files or split != "test":
+            got = " and ".join(path.name for path in files) or f"no {split}.tsv, .csv or .jsonl"
+            raise UserError(f"--data must have one file for each split, got {got} in {folder}")
     return found
 
 
-def columns_of(path):
-    """The column names of a .tsv or .csv, and how it is written; every line as long as the first.
+def csv_columns(path):
+    """Return the column names of a .tsv or .csv and the keywords to read it.
 
-    In a .tsv, quotes are characters like others.
+    In a .tsv, quotes are characters like others. Raises UserError where a line is longer or shorter
+    than the first.
     """
-    how = {".tsv": ("\t", csv.QUOTE_NONE), ".csv": (",", csv.QUOTE_MINIMAL)}[path.suffix]
+    if path.suffix == ".tsv":
+        separator, quoting = "\t", csv.QUOTE_NONE
+    else:
+        separator, quoting = ",", csv.QUOTE_MINIMAL
     with path.open(newline="", encoding="utf-8") as file:
-        lines = csv.reader(file, delimiter=how[0], quoting=how[1])
+        lines = csv.reader(file, delimiter=separator, quoting=quoting)
         names = next(lines, [])
         for line in lines:
             if len(line) not in (0, len(names)):
-                raise BadInput(f"{path}, line {lines.line_num}: {len(line)} columns; want "
-                               f"{len(names)}, those of the first line")
-    return names, {"sep": how[0], "quoting": how[1], "keep_default_na": False}
+                raise UserError(f"{path}, line {lines.line_num} must have {len(names)} columns as "
+                                f"the first line, got {len(line)}")
+    return names, {"sep": separator, "quoting": quoting, "keep_default_na": False}
 
 
 def read_folder(folder):
-    """{split: a datasets.Dataset} of one's own files, checked line by line. Raises BadInput."""
-    import datasets
+    """Return {split: datasets.Dataset} of your own files, checked line by line. Raises UserError."""
     raw = {}
-    for split, path in files_of(folder).items():
-        how = {"data_files": {split: str(path)}, "split": split}
+    for split, path in find_split_files(folder).items():
+        source = {"data_files": {split: str(path)}, "split": split}
         try:
             if path.suffix == ".jsonl":
-                raw[split] = quietly(datasets.load_dataset, "json", **how)
+                raw[split] = silenced(datasets.load_dataset, "json", **source)
             else:
-                names, form = columns_of(path)
-                kinds = datasets.Features({name: datasets.Value("string") for name in names})
-                raw[split] = quietly(datasets.load_dataset, "csv", features=kinds, **form, **how)
-        except BadInput:
+                names, form = csv_columns(path)
+                features = datasets.Features({name: datasets.Value("string") for name in names})
+                raw[split] = silenced(datasets.load_dataset, "csv", features=features, **form,
+                                      **source)
+        except UserError:
             raise
         except Exception as error:  # of csv, pandas, pyarrow, and others beneath
-            raise BadInput(f"{path}: cannot be read ({reason(error.__cause__ or error)}); want a "
-                           "line of column names, then a row a line") from error
+            reason = short_message(error.__cause__ or error)
+            raise UserError(f"{path} cannot be read ({reason}). It must have a line of column "
+                            "names, then one line for each row") from error
     return raw
 
 
-def task_size(name, folder=""):
-    """The size of a task: of one's own by the lines of its train file."""
-    if name != "own":
-        return TASKS[name].size
-    with files_of(Path(folder))["train"].open("rb") as file:
-        return "small" if sum(1 for _ in file) <= SMALL else "large"
+# ---- Columns and labels --------------------------------------------------------------------------
 
 
-def texts_of(name, raw):
-    """The sentence columns of a task, or of one's own data: all texts but the label and part."""
+def text_columns(name, raw):
+    """Return the text columns of a task. Task custom: all strings but label, part, id and idx."""
     if TASKS[name].columns:
         return TASKS[name].columns
-    kinds = raw["train"].features
-    texts = tuple(column for column in kinds if column not in ("label", "part", "id", "idx")
-                  and getattr(kinds[column], "dtype", "") in ("string", "large_string"))
+    features = raw["train"].features
+    texts = tuple(column for column in features if column not in ("label", "part", "id", "idx")
+                  and getattr(features[column], "dtype", "") in ("string", "large_string"))
     if not 1 <= len(texts) <= 2:
-        raise BadInput(f"--data: text in {len(texts)} columns ({', '.join(texts)}); want one or "
-                       "two, beside label (and id, idx or part, which are not read as text)")
+        raise UserError(f"--data must have one or two text columns beside label, got {len(texts)} "
+                        f"({', '.join(texts)}); id, idx and part are not read as text")
     return texts
 
 
-def classes_of(raw):
-    """The class names of the training rows; None where all labels are fractions: a regression."""
+def class_names(raw):
+    """Return the class names of the training rows, or None: all labels are fractions, a regression.
+    """
     known = getattr(raw.features["label"], "names", None)
     if known or raw.features["label"].dtype.startswith("float"):
         return known
@@ -231,12 +254,14 @@ def classes_of(raw):
         numbers = {value: float(value) for value in seen}
     except ValueError:
         return sorted(seen)
-    fractions = all("." in value for value in seen)
-    return None if fractions else sorted(seen, key=numbers.get)
+    if all("." in value for value in seen):
+        return None
+    return sorted(seen, key=numbers.get)
 
 
-def labels_of(name, split, raw, names):
-    """The labels of a split, (n,): class numbers, or values; None if GLUE keeps them to itself."""
+def encode_labels(name, split, raw, names):
+    """Return the labels of a split, (n,): class numbers, or values; None if GLUE keeps them secret.
+    """
     values = raw["label"][:]
     if split.startswith("test") and set(values) == {-1}:
         return None
@@ -244,50 +269,72 @@ def labels_of(name, split, raw, names):
         try:
             return np.array(values, dtype=np.float32)
         except (TypeError, ValueError) as error:
-            raise BadInput(f"task {name}, {split}: a label is no number ({error}); want numbers "
-                           "such as 2.5 in every split") from error
+            raise UserError(f"task {name}, {split}: every label must be a number such as 2.5 in "
+                            f"every split ({error})") from error
     if isinstance(values[0], str) or not hasattr(raw.features["label"], "names"):
-        number = {value: i for i, value in enumerate(names)}
-        values = [number.get(str(value), str(value)) for value in values]
+        class_of = {value: i for i, value in enumerate(names)}
+        values = [class_of.get(str(value), str(value)) for value in values]
     wrong = [v for v in values if not isinstance(v, int) or not 0 <= v < len(names)]
     if wrong:
-        raise BadInput(f"task {name}, {split}: label {wrong[0]!r} in {len(wrong)} rows; want one of"
-                       f" {', '.join(names)} (0 to {len(names) - 1})")
+        raise UserError(f"task {name}, {split}: label must be one of {', '.join(names)} (0 to "
+                        f"{len(names) - 1}), got {wrong[0]!r} in {len(wrong)} rows")
     return np.array(values, dtype=np.int64)
 
 
-def dataset(name, raw, tokenizer, max_length):
-    """A Dataset from the raw splits; checks columns, rows, texts and labels. Raises BadInput."""
-    task, label = TASKS[name], "answers" if name == "squad" else "label"
-    needed = ("train", *task.dev)
-    for split in (*needed, *(split for split in raw if split.startswith("test"))):
-        have, want = raw[split].column_names, (*task.columns, *[label] * (split in needed))
-        if missing := [column for column in want if column not in have]:
-            raise BadInput(f"task {name}, {split}: no column {missing[0]!r}; it has "
-                           f"{', '.join(have)}; want {', '.join(want)}")
+def check_columns(name, raw):
+    """Raise UserError for a missing column or a split without rows."""
+    task = TASKS[name]
+    label = "answers" if name == "squad" else "label"
+    with_labels = ("train", *task.dev)
+    tests = [split for split in raw if split.startswith("test")]
+    for split in (*with_labels, *tests):
+        got = raw[split].column_names
+        needed = (*task.columns, label) if split in with_labels else task.columns
+        for column in needed:
+            if column not in got:
+                raise UserError(f"task {name}, {split}: there is no column {column!r}; its columns "
+                                f"are {', '.join(got)} and must include {', '.join(needed)}")
         if len(raw[split]) == 0:
-            raise BadInput(f"task {name}, {split}: no rows; want at least one")
-    columns = texts_of(name, raw)
+            raise UserError(f"task {name}, {split}: there are no rows, but there must be at least "
+                            "one")
+
+
+def check_missing(name, raw, columns):
+    """Raise UserError where a row lacks a value in one of these columns."""
     for split in raw:
-        for column in {*columns, label} & set(raw[split].column_names):
-            lacking = raw[split].with_format("arrow")[:][column].null_count
-            if lacking:
-                raise BadInput(f"task {name}, {split}: {lacking} rows without {column}; want one "
-                               "in every row")
+        for column in sorted({*columns} & {*raw[split].column_names}):
+            missing = raw[split].with_format("arrow")[:][column].null_count
+            if missing:
+                raise UserError(f"task {name}, {split}: {missing} rows without {column}, but every "
+                                "row must have one")
+
+
+def build_dataset(name, raw, tokenizer, max_length):
+    """Make a Dataset from the raw splits. Checks columns, rows, texts and labels: UserError."""
+    task = TASKS[name]
+    check_columns(name, raw)
+    columns = text_columns(name, raw)
+    check_missing(name, raw, (*columns, "answers" if name == "squad" else "label"))
     if name == "squad":
         return Dataset(task, raw, columns, task.metrics, {}, None, tokenizer, max_length)
-    names = classes_of(raw["train"])
+    names = class_names(raw["train"])
     if names and len(names) < 2:
-        raise BadInput(f"task {name}: every label is {names[0]!r}; want at least two classes")
-    labels = {split: labels_of(name, split, raw[split], names) for split in raw
-              if "label" in raw[split].column_names}
-    metrics = task.metrics if names or name != "own" else ("pearson", "spearman")
-    return Dataset(task, raw, columns, metrics, {s: x for s, x in labels.items() if x is not None},
-                   names, tokenizer, max_length)
+        raise UserError(f"task {name}: there must be at least two classes, but every label is "
+                        f"{names[0]!r}")
+    labels = {}
+    for split in raw:
+        if "label" in raw[split].column_names:
+            values = encode_labels(name, split, raw[split], names)
+            if values is not None:
+                labels[split] = values
+    metrics = task.metrics
+    if name == "custom" and names is None:
+        metrics = ("pearson", "spearman")
+    return Dataset(task, raw, columns, metrics, labels, names, tokenizer, max_length)
 
 
 def write_submission(path, predicted, names):
-    """A file for GLUE's server: a line a row; entailment by name, other classes by number."""
+    """Write a file for GLUE's server: entailment by name, other classes by number, or a value."""
     if names is None:           # STS-B: a similarity from 0 to 5
         texts = [f"{value:.3f}" for value in predicted.clip(0, 5)]
     else:

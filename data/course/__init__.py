@@ -1,0 +1,1 @@
+"""The course: the assignment, its questions, and the commands that belong to it."""

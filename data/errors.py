@@ -1,0 +1,13 @@
+"""The error that a user can fix, and short texts for the errors of libraries."""
+
+
+class UserError(Exception):
+    """Input that cannot be used. The message is one line: what must hold, what was given, what to
+    try. The command line prints it and exits with code 2.
+    """
+
+
+def short_message(error):
+    """Return the first line of a library's error message, at most 120 characters of it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")[:120]

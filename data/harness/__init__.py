@@ -1,0 +1,15 @@
+"""The harness: what every training run needs and neither paper is about.
+
+    cli         flags from a dataclass of settings, and the exit codes
+    device      device, precision and threads
+    runs        folders of runs and teachers, and which settings must agree
+    journal     the log of a run, and the checkpoints it resumes from
+    progress    step counter, timer, running losses, when to log and when to save
+    teacher     the teacher, or a cache of its outputs
+    evaluate    training batches, predictions and scores
+    console     the columns of the log
+    drawing     what is left of a network, as text
+    charts      the same runs as SVG
+    report      speed-up, result.json and the printed report
+    commands    --evaluate, --predict, --submit and --export
+"""

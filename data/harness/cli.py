@@ -1,0 +1,143 @@
+"""Command line: every field of a dataclass of settings is a flag, an unknown flag is an error.
+
+RunConfig holds the settings of any run, whatever the method. cofi.py and sparsebert.py add theirs.
+"""
+import argparse
+from dataclasses import asdict, dataclass, field, fields
+
+import torch
+
+from data.errors import UserError
+from data.tasks import TASKS, TOY, task_size
+
+
+def flag(default, help, **allowed):
+    """Declare a setting: its default, its help, and what is allowed.
+
+    allowed: range=(low, high), both included, or choices=(...).
+    """
+    return field(default=default, metadata={"help": help, **allowed})
+
+
+def check_allowed(cfg):
+    """Raise UserError for the first setting that is not allowed."""
+    for f in fields(cfg):
+        value = getattr(cfg, f.name)
+        if "choices" in f.metadata and value not in f.metadata["choices"]:
+            raise UserError(f"--{f.name} must be one of {', '.join(f.metadata['choices'])}, got "
+                            f"{value}")
+        if "range" in f.metadata:
+            low, high = f.metadata["range"]
+            check_in_range(f.name, value, low, high)
+
+
+def check_in_range(name, value, low, high):
+    """Raise UserError unless low <= value <= high; NaN is outside."""
+    if low <= value <= high:
+        return
+    hint = ""
+    if name == "sparsity" and low <= value / 100 <= high:
+        hint = f" (did you mean {value / 100:g}?)"
+    raise UserError(f"--{name} must be between {low:g} and {high:g}, got {value:g}{hint}")
+
+
+@dataclass
+class RunConfig:
+    """Settings that every run has. A default of None depends on the task: see TASK_DEFAULTS."""
+    task: str = flag("toy", "Toy, a task of GLUE, SQuAD, or custom with --data",
+                     choices=tuple(TASKS))
+    data: str = flag("", "Folder with your own train and validation files (.tsv, .csv or .jsonl): "
+                     "a column label, and one or two columns of text")
+    model: str = flag("google-bert/bert-base-uncased", "Pre-trained BERT: hub name or folder")
+    teacher: str = flag("", "Fine-tuned BERT: hub name or folder. Without it one is trained")
+    teacher_epochs: float = flag(None, "Epochs of teacher training (ours: 5 on small sets, 3 on "
+                                 "large ones)", range=(0.001, 1e4))
+    teacher_lr: float = flag(3e-5, "Learning rate of the teacher (ours)", range=(1e-9, 1))
+    batch_size: int = flag(32, "Examples per step (paper: 32)", range=(1, 65536))
+    max_length: int = flag(128, "Maximum number of tokens of an example (paper: 128, SQuAD 384)",
+                           range=(8, 65536))
+    seed: int = flag(57, "Seed of all random numbers (authors' code: 57)", range=(0, 2**31))
+    out: str = flag("out", "Folder of runs and teachers")
+    device: str = flag("auto", "Device; auto takes the best available",
+                       choices=("auto", "cpu", "cuda", "mps"))
+    bf16: bool = flag(True, "Use bfloat16 autocast where the hardware supports it")
+    threads: int = flag(0, "CPU threads; 0 leaves the choice to PyTorch. The steps of the toy are "
+                        "too short to share", range=(0, 1024))
+    max_steps: int = flag(0, "Maximum number of steps of each stage, 0: no limit. The schedules "
+                          "shrink with it", range=(0, 2**31))
+    save_every: float = flag(5.0, "Minutes between two checkpoints of an unfinished run; the same "
+                             "command resumes from the last one", range=(0, 1e6))
+    overwrite: bool = flag(False, "Start over and replace an earlier run. A teacher that was "
+                           "trained with the same settings is kept")
+
+    # by size of the task; all of these are ours
+    TASK_DEFAULTS = {
+        "small": {"teacher_epochs": 5},
+        "large": {"teacher_epochs": 3},
+        "squad": {"teacher_epochs": 2, "batch_size": 16, "max_length": 384},
+        "toy": {"model": str(TOY), "teacher_epochs": 5, "teacher_lr": 5e-4, "threads": 1}}
+
+    @classmethod
+    def for_task(cls, task, data=""):
+        """Return the settings of a task where the user sets nothing. data: the folder of custom."""
+        size, defaults = task_size(task, data), {}
+        for kind in reversed(cls.__mro__):          # RunConfig first, its subclass after it
+            defaults |= vars(kind).get("TASK_DEFAULTS", {}).get(size, {})
+        return cls(task=task, data=data, **defaults)
+
+    def check(self):
+        """Raise UserError for the first setting that is not allowed."""
+        check_allowed(self)
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not available.get(self.device, True):
+            raise UserError(f"--device must be available here, got {self.device}. Try cpu or auto")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message}. Try python {self.prog} --help")
+
+
+def make_parser(kind, doc, commands={}):
+    """Build the command line of a class of settings.
+
+    doc: the docstring of the file, whose first paragraph is shown; commands: {flag: (metavar,
+    help)}, of which at most one may be given.
+    """
+    toy = asdict(kind.for_task("toy"))
+    of_toy = ", ".join(f"{f.name} {toy[f.name]}" for f in fields(kind) if toy[f.name] != f.default)
+    parser = Parser(description=doc.split("\n\n")[0], allow_abbrev=False,
+                    epilog=f"The toy has other defaults: {of_toy}.")
+    for f in fields(kind):
+        notes = [" ".join(f.metadata["choices"])] if "choices" in f.metadata else []
+        if f.default not in (None, ""):
+            notes.append(f"default {f.default}")
+        help = f.metadata["help"].replace("%", "%%")
+        if notes:
+            help += f" [{'; '.join(notes)}]"
+        if f.type is bool:
+            parser.add_argument(f"--{f.name}", help=help, action=argparse.BooleanOptionalAction)
+        else:
+            parser.add_argument(f"--{f.name}", help=help, type=f.type,
+                                metavar=f.type.__name__.upper())
+    if commands:                        # argparse does not print the help of an empty group
+        group = parser.add_mutually_exclusive_group()
+        for name, (metavar, help) in commands.items():
+            nargs = "+" if isinstance(metavar, tuple) else None
+            group.add_argument(f"--{name}", metavar=metavar, help=help, nargs=nargs)
+    return parser
+
+
+def parse_settings(kind, given):
+    """Make checked settings of a class from the flags that were given. Raises UserError."""
+    folder = given.get("data", "")
+    task = given.get("task", "custom" if folder else kind.task)
+    if task not in TASKS:
+        raise UserError(f"--task must be one of {', '.join(TASKS)}, got {task}")
+    if (task == "custom") != bool(folder):
+        raise UserError(f"--task custom and --data FOLDER must be given together, got --task {task} "
+                        f"--data {folder or '(nothing)'}. Try --data FOLDER alone")
+    defaults = asdict(kind.for_task(task, folder))
+    cfg = kind(**defaults | {"task": task} | given)
+    cfg.check()
+    return cfg

@@ -1,0 +1,57 @@
+"""Device, precision and threads."""
+import torch
+
+
+def pick_device(name):
+    """Return a torch.device; auto takes the best available."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def device_name(device):
+    """Describe the hardware of a run."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def set_threads(threads):
+    """Use so many CPU threads; 0 leaves the choice to PyTorch."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def has_bf16(device):
+    """Whether the hardware computes in bfloat16. Emulated bfloat16 is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities()
+        return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+    return False
+
+
+def autocast(device, enabled):
+    """Return a context that computes in bfloat16 where that is enabled and supported."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and has_bf16(device))
+
+
+def to_device(device, batch):
+    """Move a batch: (inputs of the network, labels or None)."""
+    if device.type == "cuda":       # pinned memory is copied while the GPU computes
+        batch = {name: x.pin_memory() for name, x in batch.items()}
+    non_blocking = device.type == "cuda"
+    inputs = {name: x.to(device, non_blocking=non_blocking) for name, x in batch.items()}
+    labels = inputs.pop("labels", None)
+    return inputs, labels
+
+
+def synchronize(device):
+    """Wait until a GPU has finished its work, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()

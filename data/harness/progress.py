@@ -1,0 +1,90 @@
+"""Progress of one training stage: step counter, timer, running losses, when to log and to save."""
+import time
+
+import torch
+
+from data.errors import UserError
+
+FINITE_CHECK_STEPS = 50     # on a GPU; ours: the check waits for the GPU to finish the step
+
+
+class Progress:
+    """The bookkeeping of a training loop. On creation the stage resumes from its checkpoint.
+
+        progress = Progress(journal, "prune", num_steps, state, device)
+        for step, batch in progress.steps(batches):
+            ...                                       # forward, loss, backward
+            progress.check_finite(loss, grad_norm)    # before the optimizer touches the weights
+            ...                                       # optimizer step
+            progress.add(losses)
+            if progress.should_log:
+                progress.log(("L_pred",), score=...)
+            progress.save_if_due()
+
+    state: {name: object with a state_dict, or None}; extra: values that are saved with a checkpoint
+    and restored from it, to be read and changed as progress.extra; log_lines: lines of the log for
+    the stage.
+    """
+
+    def __init__(self, journal, stage, num_steps, state, device, log_lines=10, **extra):
+        self.journal, self.stage, self.num_steps = journal, stage, num_steps
+        self.state, self.device = state, device
+        self.start_step, saved = journal.restore(stage, state)
+        self.extra = extra | saved.get("extra", {})
+        self.start_time = time.perf_counter() - saved.get("seconds", 0)
+        self.loss_sums = torch.as_tensor(saved.get("loss_sums", 0.0), device=device)
+        self.last_losses = torch.zeros(())
+        self.log_every = max(1, num_steps // log_lines)
+        self.step = self.start_step
+
+    def steps(self, batches):
+        """Yield (step, batch), counted from 1."""
+        for step, batch in self.journal.steps(batches, self.stage, self.num_steps, self.start_step):
+            self.step = step
+            is_last = step == self.num_steps
+            self.should_log = is_last or step % self.log_every == 0
+            self.should_save = is_last
+            yield step, batch
+
+    def seconds(self):
+        return time.perf_counter() - self.start_time
+
+    def check_finite(self, loss, grad_norm):
+        """Raise UserError if the loss or its gradient is not finite.
+
+        A GPU is asked only every 50 steps, before a line of the log and before a checkpoint: a
+        checkpoint never holds spoilt weights.
+        """
+        self.should_save = self.should_save or self.journal.should_save()
+        is_due = self.should_log or self.should_save or self.step % FINITE_CHECK_STEPS == 0
+        if self.device.type != "cpu" and not is_due:
+            return
+        loss = loss.detach()
+        if not (loss + grad_norm).isfinite():
+            raise UserError(
+                f"Non-finite loss at step {self.step} of {self.stage} (loss {loss.item():g}, "
+                f"gradient norm {grad_norm.item():g}, losses of the step before "
+                f"{self.last_losses.tolist()}). The last checkpoint is intact. Try a lower learning "
+                "rate or --no-bf16")
+
+    def add(self, losses):
+        """Add the losses of this step, a detached tensor, to the running sums."""
+        self.last_losses = losses
+        self.loss_sums = self.loss_sums + losses
+
+    def log(self, loss_names, **values):
+        """Write a line of the log: the mean losses since the line above, and other values."""
+        steps = self.step % self.log_every or self.log_every
+        means = dict(zip(loss_names, (self.loss_sums / steps).tolist()))
+        self.loss_sums = torch.zeros_like(self.loss_sums)
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                values[name] = value.item()
+        self.journal.log({"stage": self.stage, "step": self.step, "of": self.num_steps, **means,
+                          **values, "seconds": self.seconds()})
+
+    def save_if_due(self):
+        """Write a checkpoint at the end of the stage, every few minutes, and on Ctrl-C."""
+        if self.should_save:
+            self.journal.save(self.stage, self.step, self.state, {
+                "extra": self.extra, "loss_sums": self.loss_sums, "seconds": self.seconds()})

@@ -1,0 +1,162 @@
+"""What came of a run: speed-up, result.json, charts and the printed report."""
+import json
+import time
+from importlib.metadata import version
+
+import numpy as np
+import torch
+
+from data.files import write_text
+from data.harness.charts import plot_run
+from data.harness.device import device_name, synchronize, to_device
+from data.harness.drawing import draw_structure
+from data.harness.runs import load_finished, save_model
+
+
+@torch.no_grad()
+def measure_speedup(dense, small, batch_sizes=(1, 32, 128), length=128, seconds=5.0):
+    """Measure how many times faster the small network is: {batch size: ratio of median times}.
+
+    Forward passes in fp32 over random tokens without padding. The two networks take turns, so that
+    other load on the machine meets both: at least three turns, more until `seconds` have passed.
+    """
+    device = dense.classifier.weight.device
+    length = min(length, dense.config.max_position_embeddings)
+    models = [dense.eval(), small.eval()]
+    ratios = {}
+    for batch_size in batch_sizes:
+        input_ids = torch.randint(dense.config.vocab_size, (batch_size, length))
+        inputs, _ = to_device(device, {
+            "input_ids": input_ids, "token_type_ids": torch.zeros_like(input_ids),
+            "attention_mask": torch.ones_like(input_ids, dtype=torch.bool)})
+        times, end = ([], []), time.perf_counter() + seconds
+        while len(times[0]) < 4 or time.perf_counter() < end:
+            for model, seen in zip(models, times):
+                synchronize(device)
+                start = time.perf_counter()
+                model(**inputs)
+                synchronize(device)
+                seen.append(time.perf_counter() - start)
+        dense_time, small_time = (np.median(seen[1:]) for seen in times)    # the first warms up
+        ratios[str(batch_size)] = float(dense_time / small_time)
+    return ratios
+
+
+def library_versions():
+    return {name: version(name) for name in ("torch", "numpy", "datasets", "tokenizers")}
+
+
+def run_result(cfg, key, device, scores, weights, seconds, speedup, length):
+    """Return result.json of a run of cofi.py, as a dict.
+
+    scores: {"teacher", "pruned", "finetuned": {metric: value}}; weights: {"encoder", "total":
+    (number before, after pruning)}; seconds: {stage: seconds}; speedup: of this length.
+    """
+    metric = next(iter(scores["finetuned"]))
+    dense_encoder, encoder = weights["encoder"]
+    dense_total, total = weights["total"]
+    return {
+        "task": cfg.task, "model": cfg.model, "seed": cfg.seed, "metric": metric,
+        "teacher_score": scores["teacher"][metric], "pruned_score": scores["pruned"][metric],
+        "score": scores["finetuned"][metric], "scores": scores["finetuned"],
+        "teacher_scores": scores["teacher"], "pruned_scores": scores["pruned"],
+        "target_sparsity": cfg.sparsity, "sparsity": 1 - encoder / dense_encoder,
+        "encoder_parameters": encoder, "dense_encoder_parameters": dense_encoder,
+        "total_parameters": total, "dense_total_parameters": dense_total,
+        "speedup": speedup, "length": length, "seconds": seconds, "settings": key,
+        "device": device_name(device), "versions": library_versions()}
+
+
+def finish_run(cfg, journal, tokenizer, student, small, structure, scores, seconds,
+               count_encoder_weights):
+    """Measure the speed-up, write everything that a run of cofi.py leaves, and print the report.
+
+    student, small: the network before and after pruning; structure: (final masks, distilled teacher
+    layers, layer matching); scores, seconds: see run_result.
+    """
+    folder, device = journal.folder, student.classifier.weight.device
+    length = min(128, student.config.max_position_embeddings)
+    speedup = measure_speedup(student, small)
+    weights = {"encoder": [count_encoder_weights(bert) for bert in (student, small)],
+               "total": [sum(p.numel() for p in bert.parameters()) for bert in (student, small)]}
+    result = run_result(cfg, journal.settings, device, scores, weights, seconds, speedup, length)
+    z, distilled, m = structure
+    picture = draw_structure(student.config, z, distilled, m)
+    write_text(folder / "network.txt", f"{picture}\n")
+    write_curves(folder, journal.records(), distilled, result)
+    save_model(folder, small, tokenizer, result)
+    journal.finish()
+    print_report(folder, result)
+
+
+def load_report(cfg, folder, key, print_result):
+    """Print the report of a run that was finished earlier. Returns whether there is one.
+
+    print_result(folder, result): prints it.
+    """
+    result = None if cfg.overwrite else load_finished(folder, key)
+    if result:
+        print(f"run        {folder}, finished earlier. Use --overwrite to replace it")
+        print_result(folder, result)
+    return bool(result)
+
+
+def write_curves(folder, records, distilled, result):
+    """Write curves.svg of a run; its last chart shows all comparable runs under the same --out."""
+    results = []
+    for path in folder.parent.glob("*/result.json"):
+        other = json.loads(path.read_text())
+        if ("target_sparsity" in other and other.get("model") == result["model"]
+                and other.get("device") == result["device"]
+                and other["settings"].get("tokens") == result["settings"]["tokens"]):
+            results.append(other)
+    write_text(folder / "curves.svg", plot_run(records, distilled, [*results, result]))
+
+
+def print_report(folder, result):
+    """Print what came of a run. folder: of the run; result: its result.json."""
+    r = result
+    print(f"\n{(folder / 'network.txt').read_text()}")
+    for name, score in r["scores"].items():
+        print(f"{name:12}teacher {r['teacher_scores'][name]:.4f}   "
+              f"pruned {r['pruned_scores'][name]:.4f}   fine-tuned {score:.4f}")
+    print(f"sparsity   {r['sparsity']:.5f}, target {r['target_sparsity']:g}")
+    print(f"weights    encoder {r['dense_encoder_parameters']:,} -> {r['encoder_parameters']:,}   "
+          f"whole model {r['dense_total_parameters']:,} -> {r['total_parameters']:,}")
+    times = [f"{ratio:.1f}x at batch {size}" for size, ratio in r["speedup"].items()]
+    print(f"speed-up   {'   '.join(times)}   (length {r['length']}, fp32, {r['device']})")
+    print("minutes    " + "   ".join(f"{name} {x / 60:.1f}" for name, x in r["seconds"].items()))
+
+
+# ---- sparsebert.py -------------------------------------------------------------------------------
+
+
+def comparison_table(rows, labels):
+    """Return the comparison of strategies as text: dev scores, and the fit of the training set.
+
+    rows: from sparsebert.Comparison; labels: {strategy: how it is printed}.
+    """
+    metrics = list(rows[0]["scores"])
+    header = "".join(f"{name:>12}" for name in metrics)
+    lines = [f"sparsity  {'':28}{'weights':>12}{header}  training set"]
+    for row in rows:
+        scores = "".join(f"{row['scores'][name]:12.4f}" for name in metrics)
+        label = labels.get(row["strategy"], row["strategy"])
+        lines.append(f"{row['sparsity']:<10g}{label:28}{row['kept']:12,}{scores}"
+                     f"{row['train']:14.4f}")
+    return "\n".join(lines)
+
+
+def print_compression(name, compression, device):
+    """Print what the zeros of a model are worth, each beside its dense counterpart."""
+    print(f"\nWhat the zeros of {name} are worth")
+    for what, (dense, now) in compression["counts"].items():
+        print(f"  {what:22}{dense:>14,} -> {now:<14,}{dense / now:5.1f}x")
+    sparse, dense = compression["bytes"]
+    print(f"  {'bytes of the matrices':22}{dense:>14,} -> {sparse:<14,}{dense / sparse:5.1f}x   "
+          "in sparse.bin; pytorch_model.bin stays as large as before")
+    times = "   ".join(f"{ratio:.1f}x at {size}" for size, ratio in compression["speedup"].items())
+    print(f"  speed-up on the CPU, CSR matrices: {times}   (rows x length, fp32, "
+          f"{torch.get_num_threads()} threads)")
+    if device.type == "cuda":
+        print("  On a GPU single zeros give no speed-up: they are multiplied like other numbers")

@@ -1,0 +1,124 @@
+"""One run: its device and tokenizer, its folder, its teacher, and which settings runs share."""
+import hashlib
+import json
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from data.checkpoint import align_labels, read_config, write_checkpoint
+from data.errors import UserError
+from data.files import write_json
+from data.harness.device import pick_device, set_threads
+from data.harness.evaluate import evaluate
+from data.harness.journal import Journal, diff_settings
+from data.tasks import load_tokenizer
+
+NOT_IN_RUN_KEY = {"out", "overwrite", "save_every", "device"}   # they do not change the result
+TEACHER_KEY_FIELDS = ("task", "data", "model", "seed", "batch_size", "max_length", "teacher_epochs",
+                      "teacher_lr", "bf16", "max_steps")
+
+
+def setup(cfg):
+    """Prepare a run: (device, sizes of the model as keywords of cofi.Config, tokenizer).
+
+    Sets the number of threads. Raises UserError for a model that is pruned already.
+    """
+    set_threads(cfg.threads)
+    sizes = read_config(cfg.model)
+    tokenizer = load_tokenizer(cfg.model, sizes["vocab_size"])
+    for key in ("heads_per_layer", "ffn_per_layer"):
+        if len(set(sizes[key])) > 1:
+            raise UserError(f"--model must be a dense model, got {cfg.model}, which is pruned "
+                            "already. Try the model it came from")
+    return pick_device(cfg.device), sizes, tokenizer
+
+
+# ---- folders and settings ------------------------------------------------------------------------
+
+
+def run_dir(cfg, prefix, names=None):
+    """Return the folder of a run or teacher: cfg.out / the prefix and every changed setting.
+
+    prefix: list of words; names: the settings that may appear in the name, all but sparsity if None.
+    """
+    names = names or {field.name for field in fields(cfg)} - {"sparsity"}
+    defaults = asdict(cfg.for_task(cfg.task, cfg.data)) | {"data": ""}
+    words = list(prefix)
+    for name, value in asdict(cfg).items():
+        if name in NOT_IN_RUN_KEY | {"task"} or name not in names or value == defaults[name]:
+            continue
+        text = Path(value).name if isinstance(value, str) else format(value, "g")
+        words.append(f"{name}={text}")
+    name = re.sub(r"[^\w.,=-]", "_", "-".join(words))
+    if len(name) > 200:                                 # file systems allow 255 bytes
+        name = f"{name[:190]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return Path(cfg.out) / name
+
+
+def resume_key(cfg, data):
+    """Return what two runs must share for one to continue the other: settings, tokens, labels."""
+    key = {name: value for name, value in asdict(cfg).items() if name not in NOT_IN_RUN_KEY}
+    return key | {"tokens": data.digest}
+
+
+def load_finished(folder, key, overwrite=False):
+    """Return result.json of a finished run, or None if there is none with these settings.
+
+    Raises UserError if the folder holds a run with other settings, unless it may be overwritten.
+    """
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text())
+    changed = diff_settings(result["settings"], key)
+    if not changed:
+        return result
+    if overwrite:
+        return None
+    raise UserError(f"{folder} holds a run with different settings ({changed}). Use --overwrite to "
+                    "replace it, or another --out")
+
+
+def open_journal(folder, key, cfg, format_line):
+    """Return the Journal of a folder, with the settings of the run."""
+    return Journal(folder, key, format_line, cfg.save_every, cfg.overwrite)
+
+
+def save_model(folder, bert, tokenizer, result):
+    """Write a model and its result. result.json comes last: it says that everything is there."""
+    write_checkpoint(folder, asdict(bert.config), bert.state_dict(), tokenizer)
+    write_json(folder / "result.json", result)
+
+
+# ---- the teacher ---------------------------------------------------------------------------------
+
+
+def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, train_teacher, format_line):
+    """Return the teacher: the one given, one trained earlier with these settings, or a new one.
+
+    load_finetuned: a function from a folder or hub name to a BERT; train_teacher(journal): trains a
+    new one and returns (BERT, seconds). Returns (BERT in eval mode, {metric: dev score}, seconds of
+    training).
+    """
+    if cfg.teacher:
+        teacher = load_finetuned(cfg.teacher).to(device).eval()
+        align_labels(teacher, data.names, data.is_span, f"--teacher {cfg.teacher}")
+        for name in ("vocab_size", "max_position_embeddings"):
+            size, needed = getattr(teacher.config, name), getattr(config, name)
+            if size < needed:
+                raise UserError(f"--teacher must have the vocabulary of {cfg.model} and a {name} of "
+                                f"at least {needed}, got {cfg.teacher} with {size}")
+        return teacher, evaluate(teacher, data.dev, data.metrics), 0.0
+    folder = run_dir(cfg, ["teacher", cfg.task], set(TEACHER_KEY_FIELDS))
+    key = {name: getattr(cfg, name) for name in TEACHER_KEY_FIELDS} | {"tokens": data.digest}
+    finished = load_finished(folder, key, cfg.overwrite)
+    if finished:
+        print(f"teacher    {folder}, trained earlier")
+        teacher = load_finetuned(folder).to(device).eval()
+        return teacher, finished["scores"], finished["seconds"]
+    journal = open_journal(folder, key, cfg, format_line)
+    teacher, seconds = train_teacher(journal)
+    scores = evaluate(teacher, data.dev, data.metrics)
+    save_model(folder, teacher, tokenizer, {"settings": key, "scores": scores, "seconds": seconds})
+    journal.finish()
+    return teacher.eval(), scores, seconds

@@ -1,0 +1,1 @@
+"""What was measured, and the benchmark that measures speed."""
