@@ -48,7 +48,7 @@ from torch import nn
 
 from data.checkpoint import load_encoder, load_weights, read_finetuned, read_weights
 from data.errors import UserError
-from data.harness.cli import RunConfig, flag
+from data.harness.cli import EPOCHS, LEARNING_RATE, SHARE, WEIGHT, RunConfig, flag
 from data.harness.commands import run_cli
 from data.harness.console import COFI_HEADER, COFI_LEGEND, cofi_line
 from data.harness.device import autocast, to_device
@@ -57,14 +57,13 @@ from data.harness.progress import Progress
 from data.harness.report import finish_run, load_report, print_report
 from data.harness.runs import get_teacher, open_journal, resume_key, run_dir, setup
 from data.harness.teacher import CachedTeacher
-from data.tasks import load_task
 
 # --------------------------------------------------------------------------------------------------
 # 0. Settings
 # --------------------------------------------------------------------------------------------------
 # Every field is a flag of the command line: default, meaning and source. RunConfig (in
 # data/harness/cli.py) adds what every run needs: task, model, seed, batch size and so on.
-# A default of None depends on the size of the task: see TASK_DEFAULTS.
+# Some defaults depend on the task: see TASK_DEFAULTS.
 #
 # DEPARTURE: the paper weighs its two losses by lambda and 1 - lambda. Here they are two settings,
 # so that each can be switched off.
@@ -75,33 +74,39 @@ from data.tasks import load_task
 @dataclass
 class Settings(RunConfig):
     """Settings of CoFi besides those of every run."""
+    # what is pruned
     sparsity: float = flag(
         0.95, "Share of the encoder's weights to prune (paper: .60 to .95)", range=(0, 0.99))
     masks: str = flag(
         "mha,head,ffn,int,hidn", "Masks to learn; the others stay open (paper: all)")
     matching: str = flag(
-        None, "Layer matching (paper: ordered on small sets, free on others)",
+        "free", "Layer matching (paper: ordered on small sets, free on others)",
         choices=("free", "ordered", "fixed"))
+    # distillation
     layer_weight: float = flag(
-        0.5, "Weight of L_layer, 0: off (paper: .9, .7 or .5, by grid)", range=(0, 1000))
+        0.5, "Weight of L_layer, 0: off (paper: .9, .7 or .5, by grid)", range=WEIGHT)
     pred_weight: float = flag(
-        0.5, "Weight of L_pred, 0: labels instead (paper: .1, .3 or .5)", range=(0, 1000))
+        0.5, "Weight of L_pred, 0: labels instead (paper: .1, .3 or .5)", range=WEIGHT)
     temperature: float = flag(
         2.0, "Temperature of L_pred (authors' code: 2)", range=(0.01, 100))
+    # schedule; the shares are of all steps of pruning
     prune_epochs: float = flag(
-        None, "Epochs of pruning (paper: 100 on small sets, 20 on others)", range=(0.001, 1e4))
+        20.0, "Epochs of pruning (paper: 100 on small sets, 20 on others)", range=EPOCHS)
     finetune_epochs: float = flag(
-        None, "Epochs of fine-tuning the pruned model (paper: 20)", range=(0.001, 1e4))
+        20.0, "Epochs of fine-tuning the pruned model (paper: 20)", range=EPOCHS)
     mask_start: float = flag(
-        None, "Share of pruning before the masks start (paper: 4/100, 1/20)", range=(0, 0.9))
+        1 / 20, "Share of pruning before the masks start (paper: 4/100 on small sets, 1/20)",
+        range=SHARE)
     sparsity_warmup: float = flag(
-        None, "Share of pruning in which t rises (paper: 20/100, 2/20)", range=(0, 0.9))
+        2 / 20, "Share of pruning in which t rises (paper: 20/100 on small sets, 2/20)",
+        range=SHARE)
+    # learning rates; those of weights fall to 0, those of masks and multipliers are constant
     prune_lr: float = flag(
         2e-5, "Learning rate during pruning (paper: 2e-5). Short schedules need a larger one",
-        range=(1e-9, 1))
+        range=LEARNING_RATE)
     finetune_lr: float = flag(
         2e-5, "Learning rate of the pruned model (paper: 1e-5, 2e-5 or 3e-5). Short schedules "
-        "need a larger one", range=(1e-9, 1))
+        "need a larger one", range=LEARNING_RATE)
     mask_lr: float = flag(
         0.01, "Learning rate of log_alpha (paper: .01). This and lambda_lr are scaled by 10,000 / "
         "steps in a shorter run, at most by 20", range=(1e-9, 10))
@@ -110,15 +115,12 @@ class Settings(RunConfig):
     lambda2: float = flag(
         100.0, "Initial lambda2 (ours). The larger, the closer s follows t", range=(0, 1e6))
 
-    # the paper's table of hyper-parameters; the toy's are ours
+    # what differs on some tasks: the paper's table of hyper-parameters; the toy's are ours
     TASK_DEFAULTS = {
-        "small": {"matching": "ordered", "prune_epochs": 100, "finetune_epochs": 20,
+        "small": {"matching": "ordered", "prune_epochs": 100.0,
                   "mask_start": 4 / 100, "sparsity_warmup": 20 / 100},
-        "large": {"matching": "free", "prune_epochs": 20, "finetune_epochs": 20,
-                  "mask_start": 1 / 20, "sparsity_warmup": 2 / 20},
-        "squad": {"matching": "free", "prune_epochs": 20, "finetune_epochs": 20,
-                  "mask_start": 1 / 20, "sparsity_warmup": 2 / 20, "prune_lr": 3e-5},
-        "toy": {"matching": "ordered", "prune_epochs": 7, "finetune_epochs": 3,
+        "squad": {"prune_lr": 3e-5},
+        "toy": {"matching": "ordered", "prune_epochs": 7.0, "finetune_epochs": 3.0,
                 "mask_start": 0.1, "sparsity_warmup": 0.5, "sparsity": 0.9,
                 "prune_lr": 5e-4, "finetune_lr": 5e-4, "lambda2": 1000.0}}
 
@@ -143,13 +145,22 @@ class Settings(RunConfig):
 #     MHA(X)   = z_mha sum_i z_head[i] Att(W_Q[i], W_K[i], W_V[i], W_O[i], X)
 #     FFN(X)   = z_ffn gelu(X W_U) diag(z_int) W_D
 #     X        = LayerNorm(X + MHA(X) z_hidn),  then  X = LayerNorm(X + FFN(X) z_hidn)
+#     Att(X)   = softmax(X W_Q (X W_K)^T / sqrt(k)) X W_V W_O
 #
+# z_mha and z_ffn are one number for each layer, z_head one for each head, z_int one for each FFN
+# unit. A mask of 0 makes the weights behind it useless: section 5 removes them.
 # z_hidn is one vector for the whole network, because the residual stream is one stream. It
 # multiplies the output of the embeddings, of every MHA and of every FFN.
 #
 # The paper leaves open what LayerNorm averages over. As in the authors' code: over the hidden
 # dimensions that z_hidn keeps, because the pruned network has no others. Masked sums do this
-# without a shape that depends on the data.
+# without a shape that depends on the data:
+#
+#     kept = (z_hidn > 0)
+#     mean = sum_j kept[j] x[j] / sum_j kept[j]
+#     var  = sum_j kept[j] (x[j] - mean)^2 / sum_j kept[j]
+#     y    = ((x - mean) / sqrt(var + eps) weight + bias) z_hidn
+#
 # DEPARTURE: a sub-layer is also dead if all of its heads or FFN units are. The paper asks for its
 # own mask alone. Then "no weights left" always means "does nothing".
 # DEPARTURE: the authors' code multiplies the embeddings by z_hidn before LayerNorm as well. The
@@ -207,12 +218,13 @@ class MHA(nn.Module):
 
     def __init__(self, config, h):
         super().__init__()
-        d, self.k, self.dropout = config.hidden_size, config.attention_head_size, config.dropout
+        d, self.k = config.hidden_size, config.attention_head_size
         self.query = nn.Linear(d, h * self.k)
         self.key = nn.Linear(d, h * self.k)
         self.value = nn.Linear(d, h * self.k)
         self.out = nn.Linear(h * self.k, d)
         self.norm = MaskedLayerNorm(d, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
 
     def split_heads(self, x):
         """Reshape (B, T, h k), the heads side by side, to (B, h, T, k)."""
@@ -229,13 +241,15 @@ class MHA(nn.Module):
         z_hidn (d). Returns (B, T, d).
         """
         attention = (self.scores(x) + attention_bias).softmax(-1)   # (B, h, T, T)
-        attention = F.dropout(attention, self.dropout, self.training)
-        heads = attention @ self.split_heads(self.value(x))         # (B, h, T, k)
+        v = self.split_heads(self.value(x))                         # (B, h, T, k)
+        heads = self.dropout(attention) @ v                         # (B, h, T, k)
+        # z_head comes before `out`, which mixes the heads
         if z_head is not None:
             heads = apply_masks(heads, z_head[:, None, None])       # (B, h, T, k)   §3.1 MHA
         y = self.out(heads.transpose(1, 2).flatten(2))              # (B, T, d)
+        # x itself needs no mask: it is 0 already where z_hidn is
         y = apply_masks(y, z_mha, z_hidn)                           # (B, T, d)      §3.1 MHA
-        return self.norm(x + F.dropout(y, self.dropout, self.training), z_hidn)
+        return self.norm(x + self.dropout(y), z_hidn)
 
 
 class FFN(nn.Module):
@@ -243,16 +257,18 @@ class FFN(nn.Module):
 
     def __init__(self, config, f):
         super().__init__()
-        d, self.dropout = config.hidden_size, config.dropout
+        d = config.hidden_size
         self.up = nn.Linear(d, f)
         self.down = nn.Linear(f, d)
         self.norm = MaskedLayerNorm(d, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x, z_ffn=None, z_int=None, z_hidn=None):
         """x (B, T, d); z_ffn (), z_int (f), z_hidn (d). Returns (B, T, d)."""
+        # z_int comes after gelu: before it, a closed unit would still give gelu(bias)
         y = apply_masks(F.gelu(self.up(x)), z_int)                  # (B, T, f)      §3.1 FFN
         y = apply_masks(self.down(y), z_ffn, z_hidn)                # (B, T, d)      §3.1 FFN
-        return self.norm(x + F.dropout(y, self.dropout, self.training), z_hidn)
+        return self.norm(x + self.dropout(y), z_hidn)
 
 
 def is_alive(z_layer, z_units):
@@ -294,15 +310,17 @@ class Embeddings(nn.Module):
         self.position = nn.Embedding(config.max_position_embeddings, d)
         self.token_type = nn.Embedding(config.type_vocab_size, d)
         self.norm = MaskedLayerNorm(d, config.layer_norm_eps)
-        self.dropout = config.dropout
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, input_ids, token_type_ids, z_hidn=None):
         """input_ids, token_type_ids (B, T). Returns (B, T, d)."""
         x = self.word(input_ids) + self.token_type(token_type_ids)  # (B, T, d)
+        # positions are 0, 1, 2 ...: the first T rows of the table
         x = x + self.position.weight[:input_ids.shape[1]]           # (B, T, d)
-        return F.dropout(self.norm(x, z_hidn), self.dropout, self.training)
+        return self.dropout(self.norm(x, z_hidn))
 
 
+# what the network returns; distillation reads the hidden states
 class Output(NamedTuple):
     logits: torch.Tensor      # (B, classes); (B, 1) for regression; (B, 2, T) for spans
     hidden_states: list       # L + 1 states (B, T, d): of the embeddings, then of each layer
@@ -324,7 +342,8 @@ class BERT(nn.Module):
             self.pooler = nn.Linear(config.hidden_size, config.pooler_size)
             num_outputs = len(config.id2label) if config.id2label else 1
             self.classifier = nn.Linear(config.pooler_size, num_outputs)
-        # BERT's own initialization
+            self.dropout = nn.Dropout(config.dropout)
+        # BERT's own initialization; weights that are loaded replace it
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
@@ -337,6 +356,7 @@ class BERT(nn.Module):
 
         Give all five masks or none; one that is switched off is a tensor of ones. Returns Output.
         """
+        # -inf at padding: after softmax no token attends to it
         attention_bias = torch.zeros_like(attention_mask, dtype=torch.float)        # (B, T)
         attention_bias = attention_bias.masked_fill(~attention_mask, -torch.inf)    # (B, T)
         attention_bias = attention_bias[:, None, None]              # (B, 1, 1, T)
@@ -351,9 +371,9 @@ class BERT(nn.Module):
             # -1e4 instead of -inf: softmax over padding only would give NaN
             logits = logits.masked_fill(~attention_mask[:, None], -1e4)             # (B, 2, T)
             return Output(logits, hidden_states)
+        # the first token, [CLS], stands for the whole text
         pooled = torch.tanh(self.pooler(x[:, 0]))
-        pooled = F.dropout(pooled, self.config.dropout, self.training)
-        return Output(self.classifier(pooled), hidden_states)
+        return Output(self.classifier(self.dropout(pooled)), hidden_states)
 
 
 def load_finetuned(model):
@@ -362,9 +382,7 @@ def load_finetuned(model):
     model: a folder or a hub name. Raises UserError if a name or shape of the weights is wrong.
     """
     sizes, weights = read_finetuned(model)
-    bert = BERT(Config(**sizes))
-    load_weights(bert, weights, model)
-    return bert
+    return load_weights(BERT(Config(**sizes)), weights, model)
 
 
 def load_pretrained(model, config):
@@ -386,8 +404,11 @@ def load_pretrained(model, config):
 #     z        = clamp(sigma (r - l) + l, 0, 1)
 #     P(z > 0) = sigmoid(log_alpha - beta log(-l / r))
 #
-# Stretching sigma from (0, 1) to (l, r) and clamping it gives exact zeros and ones with a positive
-# probability. Everything in between has a gradient in log_alpha.
+# logit(u) is logistic noise. So sigma is a relaxed coin flip with log-odds log_alpha: the smaller
+# beta, the closer it is to 0 or 1. Stretching sigma from (0, 1) to (l, r) and clamping it gives
+# exact zeros and ones with a positive probability. In between there is a gradient in log_alpha.
+# z > 0 means sigma > -l / (r - l). The distribution function of the noise is the sigmoid, which
+# gives the last line. Once training is over there is no more noise: see final_z.
 #
 # DEPARTURE: all masks start nearly open. In the authors' code FFN units start at P(z > 0) = .83, so
 # 11 % of the weights count as pruned before training.
@@ -408,6 +429,7 @@ def sample_z(log_alpha, u=None):
     """Sample masks. u: uniform noise in (0, 1), shaped as log_alpha; drawn if None."""
     if u is None:
         u = torch.empty_like(log_alpha).uniform_(EPS, 1 - EPS)
+    # the gradient flows through sigma; the noise u does not depend on log_alpha
     sigma = torch.sigmoid((torch.logit(u) + log_alpha) / BETA)
     stretched = sigma * (STRETCH_HIGH - STRETCH_LOW) + STRETCH_LOW
     return stretched.clamp(0, 1)                                    # § hard concrete
@@ -446,6 +468,7 @@ class Masks(nn.Module):
                 log_alpha = LOG_ALPHA_INIT + 0.01 * torch.randn(shape)
                 self.register_parameter(group, nn.Parameter(log_alpha))
             else:
+                # sigmoid(inf) is 1: an open mask needs no special case anywhere below
                 self.register_buffer(group, torch.full(shape, torch.inf))
 
     def log_alpha(self):
@@ -458,6 +481,7 @@ class Masks(nn.Module):
 
     def sparsity(self, z=None):
         """Return the sparsity s of masks z. Without z: the expected one, with a gradient."""
+        # masks are independent: the probability that two are open is the product
         if z is None:
             z = {group: keep_prob(log_alpha) for group, log_alpha in self.log_alpha().items()}
         full = {group: torch.ones_like(mask) for group, mask in z.items()}
@@ -468,20 +492,20 @@ class Masks(nn.Module):
     def max_sparsity(self):
         """Return the highest sparsity these masks can reach without closing the whole encoder."""
         closed = {group: a.isinf().float() for group, a in self.log_alpha().items()}
-        if expected_size(self.k, **closed):
-            return self.sparsity(closed)
-        # Nothing would be left: keep the first unit of everything, then drop one of the sub-layers.
-        # With mha,ffn alone the smallest network is a single MHA, 5.6 % of 6 layers.
+        # If that leaves nothing, the smallest network is one head of one MHA, or one unit of one
+        # FFN, on one hidden dimension. A group that is switched off stays as it is.
         one = {group: z.clone() for group, z in closed.items()}
         for z in one.values():
             z.view(-1)[0] = 1
-        without_mha = self.sparsity(one | {"z_mha": closed["z_mha"]})
-        without_ffn = self.sparsity(one | {"z_ffn": closed["z_ffn"]})
-        return max(without_mha, without_ffn)
+        without_mha = one | {"z_mha": closed["z_mha"]}
+        without_ffn = one | {"z_ffn": closed["z_ffn"]}
+        reached = [self.sparsity(z) for z in (closed, without_mha, without_ffn)]
+        return max(s for s in reached if s < 1)
 
     @torch.no_grad()
     def soft_clamp_(self):
         """Keep log_alpha near [LOG_ALPHA_MIN, LOG_ALPHA_MAX]: halve the part beyond. In place."""
+        # halving keeps the order of log_alpha, by which final_masks ranks
         for log_alpha in self.parameters():
             log_alpha -= (log_alpha - log_alpha.clamp(LOG_ALPHA_MIN, LOG_ALPHA_MAX)) / 2
 
@@ -498,7 +522,12 @@ class Masks(nn.Module):
 #     L_c  = lambda1 (s - t) + lambda2 (s - t)^2
 #
 # A head has 4 matrices of k columns (or rows), an FFN unit is a column of W_U and a row of W_D.
-# Embeddings, biases and LayerNorms do not count.
+# Embeddings, biases and LayerNorms do not count. The sums over j and over (l, i) factorize, so the
+# einsums below need no tensor of size d x L f.
+#
+# L_c is a game: log_alpha goes down its gradient, lambda1 and lambda2 go up theirs. The quadratic
+# term acts while s is far from t. lambda1 sums up s - t over the steps, and so removes the error
+# that the quadratic term leaves.
 #
 # DEPARTURE: the authors' code counts in three ways, so that an unpruned model reports .05 to .1 %
 # sparsity. Here masked and pruned networks are counted alike, and an unpruned one has sparsity 0.
@@ -532,6 +561,8 @@ def lagrangian(s, t, lambda1, lambda2):
 #     m(i)     = argmin_j MSE(W_layer H_s[j], H_t[i])      j over the student layers that are alive
 #     L_distil = pred_weight L_pred + layer_weight L_layer
 #
+# p_s and p_t are the predictions of student and teacher, H (B, T, d) their hidden states. A layer
+# is alive if it has weights left. There is no loss of the labels while a teacher is present.
 # W_layer is a d x d matrix that starts as the identity and is trained. On small data sets the
 # matching is ordered: a teacher layer may match only a student layer below the one that the teacher
 # layer above it has matched.
@@ -564,6 +595,7 @@ def pred_loss(student, teacher, temperature):
     """
     if student.shape[-1] == 1:
         return F.mse_loss(student, teacher)                         # ()
+    # softer distributions also say which wrong classes the teacher finds likely
     p_t = (teacher / temperature).softmax(-1)
     log_p_s = (student / temperature).log_softmax(-1)
     kl = F.kl_div(log_p_s.flatten(0, -2), p_t.flatten(0, -2), reduction="batchmean")
@@ -585,6 +617,7 @@ def alive_layers(bert, z):
     """Return which layers have an MHA or an FFN left, (L) bool. z: the masks, or {} without."""
     if z:
         return is_alive(z["z_mha"], z["z_head"]) | is_alive(z["z_ffn"], z["z_int"])
+    # without masks: sub-layers of a pruned network may be missing
     alive = [layer.mha is not None or layer.ffn is not None for layer in bert.layers]
     return torch.tensor(alive, device=bert.classifier.weight.device)
 
@@ -620,6 +653,7 @@ def layer_loss(student, teacher, attention_mask, W_layer, alive, matching):
     """
     layers = distilled_layers(len(teacher))
     H_s, H_t = torch.stack(student), torch.stack([teacher[i] for i in layers]).float()
+    # one factor for the mean over tokens, padding excluded, and over dimensions
     weight = attention_mask / (attention_mask.sum() * H_t.shape[-1])    # (B, T)
 
     def mse(H):
@@ -659,24 +693,47 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer, alive):
 
 
 # --------------------------------------------------------------------------------------------------
-# 5. Pruning: from log_alpha to a structure of the target size, and to a network of that size
+# 5. Pruning (§3.1): from log_alpha to final masks, and to a network that is that small
 # --------------------------------------------------------------------------------------------------
+# The paper's rule (`deterministic_masks`):
+#     a layer mask is open if P(z > 0) >= .5
+#     of a layer's heads, of its FFN units and of the hidden dimensions the round(sum P(z > 0)) with
+#     the highest log_alpha are open
+#
+# DEPARTURE: this rule alone misses the target by up to 1.5 points. Here all log_alpha are shifted
+# alike, as far up as the structure fits the budget of (1 - t) M weights. If the Lagrangian has
+# brought s to t, that is next to nothing. FFN units, the finest group, fill the rest of the budget.
+# So the sparsity is never below its target, and above it by less than one unit.
+#
+# A pruned matrix is diag(z_rows) W diag(z_columns) without the closed rows and columns. With the
+# masks folded into the weights, the pruned network has the outputs of the masked one.
+#
+# DEPARTURE: the authors' code does not fold z_hidn into LayerNorm and into biases, so that masked
+# and pruned network differ.
+#
+# Which side of a matrix is pruned by what: query, key, value and up read the residual stream with
+# their columns, out and down write to it with their rows; their other sides are heads or units.
+
+FINEST_FIRST = ("z_int", "z_hidn", "z_head", "z_mha", "z_ffn")
+LAYER_OF = {"z_head": "z_mha", "z_int": "z_ffn"}    # {units: mask of the sub-layer they are in}
+FAR = 1000.0                                        # more than any two log_alpha differ
 
 
 def bisect(good, low, high):
-    """Return the largest number at which `good` holds: it holds below and fails above it.
+    """Find where `good` changes from true to false: two numbers with the change between them.
 
     Example:
-    >>> round(bisect(lambda x: x * x <= 2, 0.0, 2.0), 6)
-    1.414214
+    >>> low, high = bisect(lambda x: x * x <= 2, 0.0, 2.0)
+    >>> round(low, 6), round(high, 6)
+    (1.414214, 1.414214)
     """
-    for _ in range(40):
+    for _ in range(50):
         middle = (low + high) / 2
         if good(middle):
             low = middle
         else:
             high = middle
-    return low
+    return low, high
 
 
 def descending_rank(score):
@@ -705,39 +762,66 @@ def deterministic_masks(p, rank):
     return {group: mask.to(p[group]) for group, mask in z.items()}
 
 
+def fill(z, group, log_alpha, fits):
+    """Return z with as many masks of one group open as fit: more than in z, or fewer.
+
+    They open in this order: what z keeps, then other units of open layers, then units of closed
+    layers, the best layer first. Within each of these the highest log_alpha comes first.
+    """
+    priority = 1 + z[group]                         # 2: kept, 1: not
+    if group in LAYER_OF:
+        layer = LAYER_OF[group]
+        of_closed = -descending_rank(log_alpha[layer])              # (L)
+        priority = torch.where(z[layer] > 0, priority.T, of_closed).T
+        # all layers may be filled; one that stays without units is closed again
+        z = z | {layer: torch.ones_like(z[layer])}
+    # FAR apart, so that a higher priority wins whatever log_alpha is
+    score = FAR * priority + log_alpha[group]
+    rank = descending_rank(score.flatten()).view_as(score)
+
+    def first(n):
+        return z | {group: (rank < n).to(score)}
+
+    n, _ = bisect(lambda n: fits(first(n)), 0, rank.numel() + 1)
+    return first(n)
+
+
 @torch.no_grad()
 def final_masks(masks, t):
-    alphas = {group: a.detach().cpu().double() for group, a in masks.log_alpha().items()}
-    fine = next(group for group in ("z_int", "z_hidn", "z_head", "z_mha", "z_ffn")
-                if alphas[group].isfinite().all())
-    place = {group: descending_rank(a.flatten() if group == fine else a).view_as(a)
-             for group, a in alphas.items()}
-    n_fine = alphas[fine].numel()
-    full = expected_size(masks.k, **{group: torch.ones_like(a) for group, a in alphas.items()}).item()
-    budget = math.floor((1 - t) * full + 1e-6)                      # § budget
+    """Return the final masks: of sparsity t, or above it by less than one unit of the finest group.
 
-    def chances(shift):
-        return {group: keep_prob(a + shift) for group, a in alphas.items()}
+    The finest group is that of the FFN units; if those are off, hidden dimensions, heads or layers.
+    Returns {group: z}: 0 if closed or in a dead layer, its final value if open, 1 if the group is
+    switched off.
+    """
+    log_alpha = {group: a.detach().cpu().double() for group, a in masks.log_alpha().items()}
+    rank = {group: descending_rank(a) for group, a in log_alpha.items()}
+    ones = {group: torch.ones_like(a) for group, a in log_alpha.items()}
+    budget = math.floor((1 - t) * expected_size(masks.k, **ones).item() + 1e-6)     # § budget
+    finest = next(group for group in FINEST_FIRST if log_alpha[group].isfinite().all())
 
-    def structure(shift, n):
-        return deterministic_masks(chances(shift), place) | {fine: (place[fine] < n).double()}
+    def fits(z):
+        return expected_size(masks.k, **z) <= budget
 
-    def fits(shift, n):
-        return expected_size(masks.k, **structure(shift, n)).item() <= budget
+    def structure(shift):
+        p = {group: keep_prob(a + shift) for group, a in log_alpha.items()}
+        z = deterministic_masks(p, rank)
+        # without any hidden dimension there is no network
+        z["z_hidn"][rank["z_hidn"] == 0] = 1
+        return z
 
-    def expected(shift):
-        return expected_size(masks.k, **chances(shift)).item()
-
-    right = bisect(lambda shift: expected(shift) <= budget, -40.0, 40.0)
-    lowest = bisect(lambda shift: fits(shift, n_fine), -40.0, 40.0)
-    highest = bisect(lambda shift: fits(shift, 0), -40.0, 40.0)
-    shift = min(max(right, lowest + 1e-6), highest)
-    n = math.floor(bisect(lambda n: fits(shift, math.floor(n)), 0, n_fine + 1))
-    z = structure(shift, n)
-    for layer, units in (("z_mha", "z_head"), ("z_ffn", "z_int")):
-        z[layer] = z[layer] * (z[units] > 0).any(-1)
+    fitting, too_large = bisect(lambda shift: fits(structure(shift)), -FAR, FAR)
+    z = fill(structure(fitting), finest, log_alpha, fits)
+    if z[finest].all():
+        # Even the whole finest group may not fill the budget. Then the next head, layer or
+        # dimension is opened as well, and the finest group makes room for it.
+        trimmed = fill(structure(too_large), finest, log_alpha, fits)
+        z = trimmed if fits(trimmed) else z
+    for units, layer in LAYER_OF.items():
+        # a layer without units has no effect, nor have the units of a closed layer
+        z[layer] = is_alive(z[layer], z[units]).to(z[units])
         z[units] = z[units] * z[layer][:, None]
-    return {group: (z[group] * final_z(alphas[group])).to(a)
+    return {group: (z[group] * final_z(log_alpha[group])).to(a)
             for group, a in masks.log_alpha().items()}
 
 
@@ -747,6 +831,7 @@ def fold(new, old, rows, columns):
     old: a Linear or Embedding; rows (out), columns (in): masks, 0 removes, any other value is
     folded in; new: its counterpart of the size that is left. A bias belongs to the rows.
     """
+    # remove first: closed rows and columns are often most of the matrix
     kept = old.weight[rows > 0][:, columns > 0]
     new.weight.copy_(rows[rows > 0][:, None] * kept * columns[columns > 0])     # § fold
     if hasattr(old, "bias"):
@@ -766,6 +851,7 @@ def fold_mha(new, old, z_mha, z_head, z_hidn):
     z > 0. z_mha (), z_head (h), z_hidn (d).
     """
     z_columns = z_head.repeat_interleave(old.k)                     # (h k)
+    # the rows of query, key and value are heads, whose mask goes into `out`: once is enough
     for name in ("query", "key", "value"):
         fold(getattr(new, name), getattr(old, name), z_columns.sign(), z_hidn.sign())
     fold(new.out, old.out, z_mha * z_hidn, z_columns)
@@ -788,6 +874,7 @@ def prune_model(bert, z):
 
     z: the five masks, as from final_masks. Returns a new BERT with the outputs of the masked one.
     """
+    # heads and FFN units that are left in each layer; a dead sub-layer has none
     z_hidn = z["z_hidn"]                                            # (d)
     h = (z["z_head"] > 0).sum(1) * is_alive(z["z_mha"], z["z_head"])    # (L)
     f = (z["z_int"] > 0).sum(1) * is_alive(z["z_ffn"], z["z_int"])      # (L)
@@ -808,6 +895,7 @@ def prune_model(bert, z):
             fold_mha(new.mha, old.mha, z["z_mha"][i], z["z_head"][i], z_hidn)
         if new.ffn is not None:
             fold_ffn(new.ffn, old.ffn, z["z_ffn"][i], z["z_int"][i], z_hidn)
+    # a classifier of spans reads the residual stream, another one reads the pooler's outputs
     if bert.config.is_span:
         fold(small.classifier, bert.classifier, z_hidn.new_ones(2), z_hidn.sign())
     else:
@@ -822,9 +910,13 @@ def prune_model(bert, z):
 # --------------------------------------------------------------------------------------------------
 #     teacher    min over weights:              L_label
 #     prune      min over weights, log_alpha,
-#                max over lambda1, lambda2:     L_distil + L_c
+#                max over lambda1, lambda2:    L_distil + L_c
 #     finetune   min over weights:              L_distil, of the pruned network
 #     t          0 until the masks start, then a linear rise to the target sparsity
+#
+# The masks start late, so that the student first learns the task a little. While t rises, the
+# weights have time to move what they know out of the parts that close. After the ramp, the
+# remaining steps train the structure that was found.
 #
 # DEPARTURE: the authors' code updates the multipliers with Adam: a step of .01 whatever s - t is.
 # Here plain gradient ascent: a step in proportion to s - t. lambda2 starts at 100 instead of 0.
@@ -841,6 +933,7 @@ MAX_MASK_LR_SCALE = 20               # ours
 
 def steps_and_lr(stage, num_examples, cfg):
     """Return the number of steps of a stage and its initial learning rate."""
+    # the settings of a stage share a prefix: prune_epochs, prune_lr
     epochs, lr = getattr(cfg, f"{stage}_epochs"), getattr(cfg, f"{stage}_lr")
     steps = math.ceil(epochs * math.ceil(num_examples / cfg.batch_size))
     return min(steps, cfg.max_steps or steps), lr
@@ -858,6 +951,7 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
     Two players: the optimizer moves weights and log_alpha down the loss, the lambda_optimizer moves
     lambda1 and lambda2 up it.
     """
+    # log_alpha is not among the clipped weights: the gradient of L_c must reach it undiminished
     modules = [module for module in (bert, W_layer) if module is not None]
     weights = [p for module in modules for p in module.parameters() if p.requires_grad]
     groups, lambdas, lambda_optimizer = [{"params": weights}], None, None
@@ -866,8 +960,10 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
         groups.append({"params": masks.parameters(), "lr": cfg.mask_lr * scale})
         lambdas = nn.ParameterList([torch.tensor(0.0), torch.tensor(cfg.lambda2)])
         lambdas = lambdas.to(bert.classifier.weight.device)
+        # SGD, not Adam, whose step would hardly depend on how far s is from t
         lambda_optimizer = torch.optim.SGD(lambdas.parameters(), cfg.lambda_lr * scale,
                                            maximize=True)
+    # no weight decay: it would pull log_alpha to 0, where a mask is half open
     optimizer = torch.optim.AdamW(groups, lr, weight_decay=0.0, fused=True)
     return weights, lambdas, optimizer, lambda_optimizer
 
@@ -875,24 +971,25 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
 def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=None):
     """Run one stage, in place: "teacher" on labels, "prune" with masks, "finetune" without.
 
-    data: a Dataset; journal: the Journal of the run, from which an interrupted stage resumes, bit
-    for bit on a CPU; teacher: a CachedTeacher, or None for the labels. Returns the layer matching of
-    the last step, a list or None, and the seconds that the stage took.
+    data: a Dataset; journal: the Journal of the run, from which an interrupted stage resumes;
+    teacher: a CachedTeacher, or None for the labels. Returns m at the last step, a list or None,
+    and the seconds of the stage.
     """
     device = bert.classifier.weight.device
     num_steps, lr = steps_and_lr(stage, len(data.train), cfg)
+    # seeded for each stage, so that it does not depend on what ran before; the student's
+    # embeddings are frozen, as in the authors' code: they are not pruned either
     torch.manual_seed(cfg.seed)
-    # the student's embeddings are frozen, as in the authors' code: they are not pruned either
     bert.train().embeddings.requires_grad_(stage == "teacher")
     weights, lambdas, optimizer, lambda_optimizer = make_optimizers(
         bert, W_layer, masks, cfg, num_steps, lr)
     state = dict(bert=bert, W_layer=W_layer, masks=masks, lambdas=lambdas, optimizer=optimizer)
     progress = Progress(journal, stage, num_steps, state, device, matching=None)
     batches = training_batches(data.train, cfg.batch_size, cfg.seed, num_steps, progress.start_step)
+    # without masks the alive layers never change
     unmasked_alive = alive_layers(bert, {})
     for step, (indices, batch) in progress.steps(batches):
         inputs, labels = to_device(device, batch)
-
         # forward: one sample of the masks for the whole batch
         z = masks.sample() if masks is not None and step > cfg.mask_start * num_steps else {}
         with autocast(device, cfg.bf16):
@@ -926,10 +1023,9 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
             # while pruning, the score is that of the network as it would be pruned now
             small = prune_model(bert, final_masks(masks, t)) if z else bert
             score = evaluate(small, data.dev, data.metrics)[data.metrics[0]]
-            multipliers = {"s": s, "t": t, "lambda1": lambdas[0], "lambda2": lambdas[1]} if z else {}
-            progress.extra["matching"] = None if m is None else m.tolist()
-            progress.log(("L_pred", "L_layer"), score=score, m=progress.extra["matching"],
-                         **multipliers)
+            terms = {"s": s, "t": t, "lambda1": lambdas[0], "lambda2": lambdas[1]} if z else {}
+            progress.extra["matching"] = m = None if m is None else m.tolist()
+            progress.log(("L_pred", "L_layer"), score=score, m=m, **terms)
         progress.save_if_due()
     return progress.extra["matching"], progress.seconds()
 
@@ -937,6 +1033,12 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
 # --------------------------------------------------------------------------------------------------
 # 7. Main: one run, from the teacher to the report
 # --------------------------------------------------------------------------------------------------
+#     pre-trained BERT -- teacher --> teacher
+#     pre-trained BERT -- prune, distilled from the teacher --> masks, final_masks, prune_model
+#     pruned BERT      -- finetune, distilled from the teacher --> result
+#
+# The student starts from the pre-trained model, not from the teacher; the authors found no
+# difference. Teacher and student begin with the same classifier, because they share a seed.
 
 
 def init_student(cfg, config, device):
@@ -946,71 +1048,48 @@ def init_student(cfg, config, device):
     return bert.to(device), notes
 
 
-def find_teacher(cfg, config, data, tokenizer, device):
-    """Return the teacher, its dev scores and its seconds of training; train one if need be."""
-    def train_teacher(journal):
-        teacher, _ = init_student(cfg, config, device)
-        _, seconds = train("teacher", teacher, data, cfg, journal)
-        return teacher, seconds
-
-    return get_teacher(cfg, config, data, tokenizer, device, load_finetuned, train_teacher,
-                       cofi_line)
-
-
-def prune_and_finetune(student, masks, teacher, data, cfg, journal):
-    """Run the two stages of CoFi. Returns (pruned BERT, structure, scores, seconds).
-
-    structure: (final masks, distilled teacher layers, m); scores, seconds: {stage: ...}.
-    """
-    distilled = distilled_layers(len(teacher.config.heads_per_layer))
-    # DEPARTURE: theirs has a bias
-    W_layer = nn.Linear(student.config.hidden_size, teacher.config.hidden_size, bias=False,
-                        device=teacher.classifier.weight.device)
-    nn.init.eye_(W_layer.weight)
-    cached = None
-    if cfg.pred_weight or cfg.layer_weight:
-        layers = distilled if cfg.layer_weight else []
-        num_steps = sum(steps_and_lr(stage, len(data.train), cfg)[0]
-                        for stage in ("prune", "finetune"))
-        cached = CachedTeacher(teacher, data.train, layers, num_steps, cfg.batch_size)
-
-    m, prune_seconds = train("prune", student, data, cfg, journal, cached, W_layer, masks)
-    z = final_masks(masks, cfg.sparsity)
-    small = prune_model(student, z)
-    pruned_scores = evaluate(small, data.dev, data.metrics)
-
-    # W_layer reads the student's states: it loses the columns of closed hidden dimensions
-    W_layer.weight = nn.Parameter(W_layer.weight.detach()[:, z["z_hidn"] > 0])
-    _, finetune_seconds = train("finetune", small, data, cfg, journal, cached, W_layer)
-    finetuned_scores = evaluate(small, data.dev, data.metrics)
-    return (small, (z, distilled, m), {"pruned": pruned_scores, "finetuned": finetuned_scores},
-            {"prune": prune_seconds, "finetune": finetune_seconds})
-
-
 def run(cfg):
     """Run everything, from teacher to report. What was finished earlier is not done again."""
+    device, tokenizer, data, config = setup(cfg, Config)
     torch.manual_seed(cfg.seed)
-    device, sizes, tokenizer = setup(cfg)
-    config = Config(**sizes)
     masks = Masks(config, cfg.groups())
+    # refused before training: heads alone, for example, are only a third of the encoder
     if cfg.sparsity > masks.max_sparsity():
         raise UserError(f"--sparsity must be at most {masks.max_sparsity():.3f} with --masks "
                         f"{cfg.masks}, got {cfg.sparsity:g}. Try a lower sparsity, or more masks")
-    max_length = min(cfg.max_length, config.max_position_embeddings)
-    data = load_task(cfg.task, tokenizer, max_length, cfg.data)
-    config = replace(config, id2label=data.names, is_span=data.is_span, task=cfg.task)
     folder, key = run_dir(cfg, [cfg.task, f"{cfg.sparsity:g}"]), resume_key(cfg, data)
     if load_report(cfg, folder, key, print_report):
         return
     student, notes = init_student(cfg, config, device)
     print("\n".join([f"run        {folder}", *notes, "", COFI_LEGEND + COFI_HEADER]))
 
-    teacher, teacher_scores, teacher_seconds = find_teacher(cfg, config, data, tokenizer, device)
-    journal = open_journal(folder, key, cfg, cofi_line)
-    small, structure, scores, seconds = prune_and_finetune(student, masks.to(device), teacher, data,
-                                                           cfg, journal)
-    finish_run(cfg, journal, tokenizer, student, small, structure,
-               {"teacher": teacher_scores} | scores, {"teacher": teacher_seconds} | seconds,
+    # The teacher is fine-tuned on the labels, or found where an earlier run has left it.
+    scores, seconds = {}, {}
+    teacher, scores["teacher"], seconds["teacher"] = get_teacher(
+        cfg, config, data, tokenizer, device, load_finetuned, init_student, train, cofi_line)
+    distilled = distilled_layers(len(teacher.config.heads_per_layer))
+    teacher_outputs = None
+    if cfg.pred_weight or cfg.layer_weight:
+        layers = distilled if cfg.layer_weight else []
+        num_steps = sum(steps_and_lr(stage, len(data.train), cfg)[0]
+                        for stage in ("prune", "finetune"))
+        teacher_outputs = CachedTeacher(teacher, data.train, layers, num_steps, cfg.batch_size)
+
+    # Prune: the student learns log_alpha and weights together, then what is closed is removed.
+    journal, masks = open_journal(folder, key, cfg, cofi_line), masks.to(device)
+    W_layer = nn.Linear(config.hidden_size, teacher.config.hidden_size, bias=False, device=device)
+    nn.init.eye_(W_layer.weight)
+    m, seconds["prune"] = train("prune", student, data, cfg, journal, teacher_outputs, W_layer,
+                                masks)
+    z = final_masks(masks, cfg.sparsity)
+    small = prune_model(student, z)
+    scores["pruned"] = evaluate(small, data.dev, data.metrics)
+
+    # Fine-tune what is left. W_layer reads the student's states, which have lost dimensions.
+    W_layer.weight = nn.Parameter(W_layer.weight.detach()[:, z["z_hidn"] > 0])
+    _, seconds["finetune"] = train("finetune", small, data, cfg, journal, teacher_outputs, W_layer)
+    scores["finetuned"] = evaluate(small, data.dev, data.metrics)
+    finish_run(cfg, journal, tokenizer, student, small, (z, distilled, m), scores, seconds,
                count_encoder_weights)
 
 

@@ -42,21 +42,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cofi import BERT, Config, count_encoder_weights, find_teacher, init_student, label_loss
-from cofi import load_finetuned, pred_loss, prune_model, steps_and_lr
+import cofi
+from cofi import count_encoder_weights, init_student, label_loss, pred_loss, steps_and_lr
 from data.checkpoint import read_mlm_head
 from data.errors import UserError
 from data.files import write_json
 from data.harness.cli import RunConfig, check_in_range, flag
 from data.harness.commands import run_cli
-from data.harness.console import COFI_HEADER, SPARSEBERT_HEADER, SPARSEBERT_LEGEND, sparsebert_line
+from data.harness.console import SPARSEBERT_HEADER, SPARSEBERT_LEGEND, sparsebert_line
 from data.harness.device import autocast, device_name, to_device
 from data.harness.evaluate import evaluate, training_batches
 from data.harness.progress import Progress
 from data.harness.report import comparison_table, load_report, print_compression
-from data.harness.runs import load_finished, open_journal, resume_key, run_dir, save_model, setup
+from data.harness.runs import get_teacher, load_finished, open_journal, resume_key, run_dir
+from data.harness.runs import save_model, setup
 from data.sparse import save_sparse, speedup_csr
-from data.tasks import Dataset, load_task
+from data.tasks import Dataset
 from data.tokenized import batches, concatenate
 
 # --------------------------------------------------------------------------------------------------
@@ -104,15 +105,12 @@ class Settings(RunConfig):
             raise UserError(f"--sparsity must be a number such as 0.95, or several separated by "
                             f"commas, got {self.sparsity}") from error
 
-    def strategies(self):
-        return self.strategy.split(",")
-
     def check(self):
         """Raise UserError for the first setting that is not allowed."""
         super().check()
         for s in self.sparsities():
             check_in_range("sparsity", s, 0, 0.999)
-        for name in self.strategies():
+        for name in self.strategy.split(","):
             if name not in STRATEGY_LABELS:
                 raise UserError(f"--strategy must be some of {', '.join(STRATEGY_LABELS)}, got "
                                 f"{name}")
@@ -327,7 +325,7 @@ def small_dense(bert, sparsity):
         z["z_mha"][i] = z["z_ffn"][i] = 1
         z["z_head"][i, sum(by_head).topk(h).indices] = 1
         z["z_int"][i, by_unit.topk(f).indices] = 1
-    return prune_model(bert, z), {i: z["z_head"][i].nonzero()[:, 0] for i in kept_layers}
+    return cofi.prune_model(bert, z), {i: z["z_head"][i].nonzero()[:, 0] for i in kept_layers}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -500,19 +498,18 @@ def check_zeros(bert, masks, sparsity, block):
 class Comparison:
     """What all strategies of a run share."""
     cfg: Settings
-    config: Config
+    config: cofi.Config
     tokenizer: object
-    teacher: BERT
+    teacher: cofi.BERT
     data: Dataset
     augmented: Dataset        # the same task; its training set may be augmented
     journal: object           # a data.harness.journal.Journal
 
     def result_row(self, strategy, sparsity, bert, scores):
         """Return a row of the table: dev scores, and a score on 1,000 training examples."""
-        metrics = self.data.metrics
-        on_train = evaluate(bert, self.data.train.head(1000), metrics)[metrics[0]]
-        return {"strategy": strategy, "sparsity": sparsity, "scores": scores, "train": on_train,
-                "kept": count_weights(bert)["matrices"][1]}
+        on_train = evaluate(bert, self.data.train.head(1000), self.data.metrics)
+        return {"strategy": strategy, "sparsity": sparsity, "scores": scores,
+                "train": on_train[self.data.metrics[0]], "kept": count_weights(bert)["matrices"][1]}
 
     def start(self, strategy, sparsity):
         """Return where a strategy starts: (student, masks, heads)."""
@@ -555,21 +552,19 @@ def print_comparison(folder, result):
 
 def run(cfg):
     """Run every strategy at every sparsity. What was finished earlier is not done again."""
-    device, sizes, tokenizer = setup(cfg)
-    config = Config(**sizes)
+    device, tokenizer, data, config = setup(cfg, cofi.Config)
     for sparsity in cfg.sparsities():       # report what is impossible before any training
         check_block(config, sparsity, cfg.block)
-        if "small_dense" in cfg.strategies():
+        if "small_dense" in cfg.strategy.split(","):
             small_dense_sizes(config, sparsity)
-    max_length = min(cfg.max_length, config.max_position_embeddings)
-    data = load_task(cfg.task, tokenizer, max_length, cfg.data)
-    config = replace(config, id2label=data.names, is_span=data.is_span, task=cfg.task)
     folder, key = run_dir(cfg, ["sparsebert", cfg.task, cfg.sparsity]), resume_key(cfg, data)
     if load_report(cfg, folder, key, print_comparison):
         return
     _, notes = init_student(cfg, config, device)
-    print("\n".join([f"run        {folder}", *notes, "", COFI_HEADER]))
-    teacher, teacher_scores, _ = find_teacher(cfg, config, data, tokenizer, device)
+    print("\n".join([f"run        {folder}", *notes, "", cofi.COFI_HEADER]))
+    teacher, teacher_scores, _ = get_teacher(
+        cfg, config, data, tokenizer, device, cofi.load_finetuned, init_student, cofi.train,
+        cofi.cofi_line)
     for name in ("hidden_size", "attention_head_size", "heads_per_layer", "ffn_per_layer"):
         if getattr(teacher.config, name) != getattr(config, name):
             raise UserError(f"--teacher must have the {name} of {cfg.model}, got {cfg.teacher}. "
@@ -580,7 +575,7 @@ def run(cfg):
     comparison = Comparison(cfg, config, tokenizer, teacher, data, augmented, journal)
     rows = [comparison.result_row("teacher", 0, teacher, teacher_scores)]
     for sparsity in cfg.sparsities():
-        for strategy in cfg.strategies():
+        for strategy in cfg.strategy.split(","):
             rows.append(comparison.run_strategy(strategy, sparsity))
     print_comparison(folder, {"rows": rows})
 
@@ -588,7 +583,7 @@ def run(cfg):
     sparse = [row for row in rows if row["strategy"] not in ("teacher", "small_dense")]
     if sparse:
         name = f"{sparse[-1]['strategy']}-{sparse[-1]['sparsity']:g}"
-        bert = load_finetuned(folder / name).eval()
+        bert = cofi.load_finetuned(folder / name).eval()
         result |= {"sparse": name, "counts": count_weights(bert), "speedup": speedup_csr(bert),
                    "bytes": save_sparse(folder / name / "sparse.bin", bert)}
         print_compression(name, result, device)

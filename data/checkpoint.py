@@ -43,10 +43,12 @@ def read_config(model):
     try:
         c = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}). Try to download or save it again") from error
+        raise UserError(f"{path} is not JSON ({error}). Try to download or save it again"
+                        ) from error
     for key, required in REQUIRED_CONFIG.items():
         if c.get(key, required) != required:
-            raise UserError(f"{path}: {key} must be {required!r}, got {c[key]!r}. Try another model")
+            raise UserError(f"{path}: {key} must be {required!r}, got {c[key]!r}. Try another "
+                            "model")
     try:
         d, h, L = c["hidden_size"], c["num_attention_heads"], c["num_hidden_layers"]
         is_pruned = "attention_head_size" in c
@@ -151,7 +153,7 @@ def infer_sizes(weights, config):
 
 
 def load_weights(bert, weights, model):
-    """Load weights into a network. Raises UserError unless every name and shape agrees.
+    """Load weights into a network and return it. Raises UserError unless names and shapes agree.
 
     model: the name of the model, for the error.
     """
@@ -159,9 +161,10 @@ def load_weights(bert, weights, model):
     for name in sorted(expected.keys() | weights.keys()):
         got, needed = (tuple(w[name].shape) if name in w else "absent" for w in (weights, expected))
         if got != needed:
-            raise UserError(f"{model}: {name} is {got} in its weights, but {needed} by config.json. "
-                            f"{SAME_MODEL}")
+            raise UserError(f"{model}: {name} is {got} in its weights, but {needed} by "
+                            f"config.json. {SAME_MODEL}")
     bert.load_state_dict(weights)
+    return bert
 
 
 def load_encoder(bert, weights, model):
@@ -204,9 +207,9 @@ def align_labels(bert, names, is_span, model):
     same = sorted(own) == sorted(needed) and len(set(own)) == len(own)
     if not same or is_span != bert.config.is_span:
         kind = " (spans)" if is_span else ""
-        raise UserError(f"{model}: its classes are {bert.config.id2label}, the task's {names}{kind}."
-                        " Try a model of this task whose config.json names its classes, in order, "
-                        "as id2label")
+        raise UserError(f"{model}: its classes are {bert.config.id2label}, the task's "
+                        f"{names}{kind}. Try a model of this task whose config.json names its "
+                        "classes, in order, as id2label")
     if needed:
         order = [own.index(name) for name in needed]
         for p in bert.classifier.parameters():

@@ -50,7 +50,7 @@ def read_tensors(path, remedy="Try to download or save it again"):
 
 
 def read_safetensors(content):
-    """Return {name: tensor} from the bytes of a file: header length (8 bytes), JSON header, data."""
+    """Return {name: tensor} of a file: length of the header (8 bytes), header (JSON), data."""
     dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
               "I64": torch.int64}
     begin = 8 + int.from_bytes(content[:8], "little")

@@ -79,8 +79,9 @@ def token_f1(text, accepted):
 
 def exact_match(texts, answers):
     """Share of texts that equal one of their accepted texts, word by word."""
-    return float(np.mean([any(normalize_answer(text) == normalize_answer(answer) for answer in accepted)
-                          for text, accepted in zip(texts, answers)]))
+    hits = [normalize_answer(text) in [normalize_answer(answer) for answer in accepted]
+            for text, accepted in zip(texts, answers)]
+    return float(np.mean(hits))
 
 
 def squad_f1(texts, answers):

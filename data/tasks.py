@@ -169,7 +169,7 @@ def load_task(name, tokenizer, max_length, folder=""):
 
 
 def find_split_files(folder):
-    """Return {split: file} of a folder: train, validation, perhaps test, as .tsv, .csv or .jsonl."""
+    """Return {split: file} of a folder: train, validation and perhaps test."""
     if not folder.is_dir():
         raise UserError(f"--data must be a folder with train.tsv and validation.tsv (or .csv, or "
                         f".jsonl), got {folder}: no such folder")
@@ -206,7 +206,7 @@ def csv_columns(path):
 
 
 def read_folder(folder):
-    """Return {split: datasets.Dataset} of your own files, checked line by line. Raises UserError."""
+    """Return {split: datasets.Dataset} of your own files, checked line by line."""
     raw = {}
     for split, path in find_split_files(folder).items():
         source = {"data_files": {split: str(path)}, "split": split}

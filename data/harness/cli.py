@@ -10,6 +10,12 @@ import torch
 from data.errors import UserError
 from data.tasks import TASKS, TOY, task_size
 
+# ranges of settings, both ends included
+LEARNING_RATE = (1e-9, 1)
+EPOCHS = (0.001, 1e4)
+SHARE = (0, 0.9)
+WEIGHT = (0, 1000)
+
 
 def flag(default, help, **allowed):
     """Declare a setting: its default, its help, and what is allowed.
@@ -51,8 +57,8 @@ class RunConfig:
     model: str = flag("google-bert/bert-base-uncased", "Pre-trained BERT: hub name or folder")
     teacher: str = flag("", "Fine-tuned BERT: hub name or folder. Without it one is trained")
     teacher_epochs: float = flag(None, "Epochs of teacher training (ours: 5 on small sets, 3 on "
-                                 "large ones)", range=(0.001, 1e4))
-    teacher_lr: float = flag(3e-5, "Learning rate of the teacher (ours)", range=(1e-9, 1))
+                                 "large ones)", range=EPOCHS)
+    teacher_lr: float = flag(3e-5, "Learning rate of the teacher (ours)", range=LEARNING_RATE)
     batch_size: int = flag(32, "Examples per step (paper: 32)", range=(1, 65536))
     max_length: int = flag(128, "Maximum number of tokens of an example (paper: 128, SQuAD 384)",
                            range=(8, 65536))
@@ -135,8 +141,8 @@ def parse_settings(kind, given):
     if task not in TASKS:
         raise UserError(f"--task must be one of {', '.join(TASKS)}, got {task}")
     if (task == "custom") != bool(folder):
-        raise UserError(f"--task custom and --data FOLDER must be given together, got --task {task} "
-                        f"--data {folder or '(nothing)'}. Try --data FOLDER alone")
+        raise UserError(f"--task custom and --data FOLDER must be given together, got --task "
+                        f"{task} --data {folder or '(nothing)'}. Try --data FOLDER alone")
     defaults = asdict(kind.for_task(task, folder))
     cfg = kind(**defaults | {"task": task} | given)
     cfg.check()

@@ -62,8 +62,8 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock_file = (self.folder / "lock").open("w")
         except OSError as error:
-            raise UserError(f"{self.folder} cannot be written ({short_message(error)}). Try another "
-                            "--out") from error
+            raise UserError(f"{self.folder} cannot be written ({short_message(error)}). Try "
+                            "another --out") from error
         with contextlib.suppress(ImportError):      # Windows has no fcntl
             import fcntl
             try:
@@ -103,8 +103,8 @@ class Journal:
         saved = read_tensors(path, "Use --overwrite to start over")
         changed = diff_settings(saved["settings"], self.settings)
         if changed:
-            raise UserError(f"{path} was saved with different settings ({changed}). Try the earlier "
-                            "settings, or --overwrite to start over")
+            raise UserError(f"{path} was saved with different settings ({changed}). Try the "
+                            "earlier settings, or --overwrite to start over")
         if "extra" not in saved:
             raise UserError(f"{path} was saved by an older version. Use --overwrite to start over")
         for name, thing in state.items():

@@ -64,8 +64,8 @@ class Progress:
             raise UserError(
                 f"Non-finite loss at step {self.step} of {self.stage} (loss {loss.item():g}, "
                 f"gradient norm {grad_norm.item():g}, losses of the step before "
-                f"{self.last_losses.tolist()}). The last checkpoint is intact. Try a lower learning "
-                "rate or --no-bf16")
+                f"{self.last_losses.tolist()}). The last checkpoint is intact. Try a lower "
+                "learning rate or --no-bf16")
 
     def add(self, losses):
         """Add the losses of this step, a detached tensor, to the running sums."""

@@ -11,17 +11,18 @@ from data.files import write_json
 from data.harness.device import pick_device, set_threads
 from data.harness.evaluate import evaluate
 from data.harness.journal import Journal, diff_settings
-from data.tasks import load_tokenizer
+from data.tasks import load_task, load_tokenizer
 
 NOT_IN_RUN_KEY = {"out", "overwrite", "save_every", "device"}   # they do not change the result
 TEACHER_KEY_FIELDS = ("task", "data", "model", "seed", "batch_size", "max_length", "teacher_epochs",
                       "teacher_lr", "bf16", "max_steps")
 
 
-def setup(cfg):
-    """Prepare a run: (device, sizes of the model as keywords of cofi.Config, tokenizer).
+def setup(cfg, make_config):
+    """Prepare a run: device, tokenizer, the Dataset, and the Config of a model for this task.
 
-    Sets the number of threads. Raises UserError for a model that is pruned already.
+    make_config: cofi.Config. Sets the number of threads. Raises UserError for a model that is
+    pruned already.
     """
     set_threads(cfg.threads)
     sizes = read_config(cfg.model)
@@ -30,7 +31,10 @@ def setup(cfg):
         if len(set(sizes[key])) > 1:
             raise UserError(f"--model must be a dense model, got {cfg.model}, which is pruned "
                             "already. Try the model it came from")
-    return pick_device(cfg.device), sizes, tokenizer
+    max_length = min(cfg.max_length, sizes["max_position_embeddings"])
+    data = load_task(cfg.task, tokenizer, max_length, cfg.data)
+    sizes |= {"id2label": data.names, "is_span": data.is_span, "task": cfg.task}
+    return pick_device(cfg.device), tokenizer, data, make_config(**sizes)
 
 
 # ---- folders and settings ------------------------------------------------------------------------
@@ -39,7 +43,8 @@ def setup(cfg):
 def run_dir(cfg, prefix, names=None):
     """Return the folder of a run or teacher: cfg.out / the prefix and every changed setting.
 
-    prefix: list of words; names: the settings that may appear in the name, all but sparsity if None.
+    prefix: list of words; names: the settings that may appear in the name, all but sparsity if
+    None.
     """
     names = names or {field.name for field in fields(cfg)} - {"sparsity"}
     defaults = asdict(cfg.for_task(cfg.task, cfg.data)) | {"data": ""}
@@ -93,12 +98,12 @@ def save_model(folder, bert, tokenizer, result):
 # ---- the teacher ---------------------------------------------------------------------------------
 
 
-def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, train_teacher, format_line):
+def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, init_student, train,
+                format_line):
     """Return the teacher: the one given, one trained earlier with these settings, or a new one.
 
-    load_finetuned: a function from a folder or hub name to a BERT; train_teacher(journal): trains a
-    new one and returns (BERT, seconds). Returns (BERT in eval mode, {metric: dev score}, seconds of
-    training).
+    load_finetuned, init_student, train: the functions of cofi.py; format_line: of the log. Returns
+    (BERT in eval mode, {metric: dev score}, seconds of training).
     """
     if cfg.teacher:
         teacher = load_finetuned(cfg.teacher).to(device).eval()
@@ -106,8 +111,8 @@ def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, train_teac
         for name in ("vocab_size", "max_position_embeddings"):
             size, needed = getattr(teacher.config, name), getattr(config, name)
             if size < needed:
-                raise UserError(f"--teacher must have the vocabulary of {cfg.model} and a {name} of "
-                                f"at least {needed}, got {cfg.teacher} with {size}")
+                raise UserError(f"--teacher must have the vocabulary of {cfg.model} and a {name} "
+                                f"of at least {needed}, got {cfg.teacher} with {size}")
         return teacher, evaluate(teacher, data.dev, data.metrics), 0.0
     folder = run_dir(cfg, ["teacher", cfg.task], set(TEACHER_KEY_FIELDS))
     key = {name: getattr(cfg, name) for name in TEACHER_KEY_FIELDS} | {"tokens": data.digest}
@@ -117,7 +122,8 @@ def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, train_teac
         teacher = load_finetuned(folder).to(device).eval()
         return teacher, finished["scores"], finished["seconds"]
     journal = open_journal(folder, key, cfg, format_line)
-    teacher, seconds = train_teacher(journal)
+    teacher, _ = init_student(cfg, config, device)
+    _, seconds = train("teacher", teacher, data, cfg, journal)
     scores = evaluate(teacher, data.dev, data.metrics)
     save_model(folder, teacher, tokenizer, {"settings": key, "scores": scores, "seconds": seconds})
     journal.finish()

@@ -50,9 +50,9 @@ class CachedTeacher:
         """Run the teacher once over the data set."""
         for indices, batch in batches(self.dataset, 64):
             inputs, _ = to_device(self.device, batch)
-            mask = inputs["attention_mask"]                                             # (B, T)
+            mask = inputs["attention_mask"]                                     # (B, T)
             output = self.teacher(**inputs)
-            logits = output.logits.float()                                              # (B, classes)
+            logits = output.logits.float()                                      # (B, classes)
             states = torch.stack(output.hidden_states, 2)[:, :, [i + 1 for i in self.layers]]
             if self.logits is None:
                 n, d = states.shape[2:]
@@ -74,9 +74,9 @@ class CachedTeacher:
             return self.teacher(**inputs)
         if self.logits is None:
             self.fill()
-        positions = self.token_positions(indices, inputs["input_ids"].shape[1])         # (B, T)
-        states = self.states[positions]                                                 # (B, T, n, d)
+        positions = self.token_positions(indices, inputs["input_ids"].shape[1])     # (B, T)
+        states = self.states[positions]                                         # (B, T, n, d)
         hidden_states = [None] * (len(self.teacher.config.heads_per_layer) + 1)
         for layer, layer_states in zip(self.layers, states.unbind(2)):
-            hidden_states[layer + 1] = layer_states                                     # (B, T, d)
+            hidden_states[layer + 1] = layer_states                             # (B, T, d)
         return SimpleNamespace(logits=self.logits[indices], hidden_states=hidden_states)
