@@ -1,4 +1,4 @@
-"""What the tests share: small networks, batches and masks, and a comparison that explains itself."""
+"""Shared by the tests: small networks, batches and masks, and a comparison that explains itself."""
 import warnings
 
 import numpy as np

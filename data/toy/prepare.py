@@ -1,10 +1,9 @@
-"""Makes the toy world again: the pairs, the corpus, the tokenizer, and a BERT that read the corpus.
+"""Make the toy world again: the pairs, the corpus, the tokenizer, and a BERT trained on the corpus.
 
     python data/toy/prepare.py                 all of it, about ten minutes on two cores
     python data/toy/prepare.py --only_splits   the pairs alone, some seconds
 
-README.md beside this file says how the world works. This is the only file under data/ that imports
-cofi.py: it has a BERT to train.
+README.md beside this file describes the world. The script imports cofi.py: it trains a BERT.
 """
 import argparse
 import csv
@@ -23,8 +22,10 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
-from cofi import BERT, Config, has_bf16                             # noqa: E402
-from data import batches, rows_from_text, write_checkpoint          # noqa: E402
+from cofi import BERT, Config                               # noqa: E402
+from data.checkpoint import write_checkpoint                # noqa: E402
+from data.harness.device import has_bf16                    # noqa: E402
+from data.tokenized import batches, tokenize_texts          # noqa: E402
 
 # --------------------------------------------------------------------------------------------------
 # The words, and which is under which
@@ -161,7 +162,7 @@ def twins(rng, part):
 
 
 def make_splits():
-    """{split: [(premise, hypothesis, label, part)]}, every pair once, no twins torn apart."""
+    """Return {split: [(premise, hypothesis, label, part)]}; twins are in the same split."""
     rng, known, splits = np.random.default_rng(0), set(), {}
     for split, parts in {"train": {"seen": 6000}, "validation": {"seen": 500, "unseen": 500},
                          "test": {"seen": 1000, "unseen": 1000}}.items():
@@ -178,7 +179,7 @@ def make_splits():
 
 
 # --------------------------------------------------------------------------------------------------
-# What can be had without knowing a word: it should be near .5
+# Baselines that know no word: their accuracy should be near .5
 # --------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +221,7 @@ def majority(splits, key, split):
 
 
 # --------------------------------------------------------------------------------------------------
-# The corpus: texts without labels, in which the taxonomy is what makes them hang together
+# The corpus: texts without labels, in which the taxonomy connects the sentences
 # --------------------------------------------------------------------------------------------------
 
 
@@ -257,7 +258,7 @@ def fact(rng):
 
 
 def make_corpus(n, splits):
-    """n documents of two sentences: four of five a narrative, the others two facts.
+    """Write n documents of two sentences: four of five a narrative, the others two facts.
 
     No narrative is a pair of the task. Returns (sentences: two lists of n strings, order (n) int64:
     1 in order, 0 swapped, NO_ORDER for facts and for the same sentence twice). The order objective
@@ -297,60 +298,69 @@ def make_tokenizer():
     return tokenizer
 
 
-def corrupt(ids, real, vocab):
+def corrupt(input_ids, attention_mask, vocab_size):
     """BERT's masking: 20 % of the words are to be predicted.
 
     Of those 60 % become [MASK], 25 % another word, 15 % stay (BERT: 80, 10, 10). More other words
-    mean more practice in noticing that a word does not fit. Returns (ids, chosen), both (B, T).
+    mean more practice in noticing that a word does not fit. Returns (input_ids, chosen): (B, T).
     """
-    chosen = real & (ids >= len(SPECIAL)) & (torch.rand(ids.shape) < 0.2)
-    kind = torch.rand(ids.shape)
-    ids = torch.where(chosen & (kind < 0.6), SPECIAL.index("[MASK]"), ids)
-    other = torch.randint(len(SPECIAL), vocab, ids.shape)
-    return torch.where(chosen & (kind > 0.75), other, ids), chosen
+    is_word = attention_mask & (input_ids >= len(SPECIAL))
+    chosen = is_word & (torch.rand(input_ids.shape) < 0.2)
+    kind = torch.rand(input_ids.shape)
+    masked = torch.where(chosen & (kind < 0.6), SPECIAL.index("[MASK]"), input_ids)
+    other = torch.randint(len(SPECIAL), vocab_size, input_ids.shape)
+    return torch.where(chosen & (kind > 0.75), other, masked), chosen
 
 
 def pretrain(tokenizer, corpus, steps, batch_size=128, lr=1e-3):
-    """corpus: from make_corpus. Returns (Config, {our name: weight, of the heads BERT's name})."""
+    """Train a BERT on a corpus of make_corpus, with the two objectives above.
+
+    Returns (Config, {our name: weight}); the weights of the two heads have BERT's names.
+    """
     torch.manual_seed(0)
-    vocab, d = tokenizer.get_vocab_size(), 128
-    config = Config(vocab, positions=64, types=2, d=d, k=16, heads=[8] * 4, ffn=[4 * d] * 4,
-                    pooler=d, labels=["swapped", "in order"])
+    vocab_size, d = tokenizer.get_vocab_size(), 128
+    config = Config(vocab_size, max_position_embeddings=64, type_vocab_size=2, hidden_size=d,
+                    attention_head_size=16, heads_per_layer=[8] * 4, ffn_per_layer=[4 * d] * 4,
+                    pooler_size=d, id2label=["swapped", "in order"])
     bert = BERT(config)
-    head = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.LayerNorm(d, config.eps))
-    bias = nn.Parameter(torch.zeros(vocab))
+    head = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.LayerNorm(d, config.layer_norm_eps))
+    bias = nn.Parameter(torch.zeros(vocab_size))
     weights = [*bert.parameters(), *head.parameters(), bias]
     optimizer = torch.optim.AdamW(weights, lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, lr, max(steps, 1), pct_start=0.06, anneal_strategy="linear",
         cycle_momentum=False)                               # up for 6 % of the steps, then down
-    rows = rows_from_text(*corpus, tokenizer, config.positions)
-    bf16, sums, began, every = has_bf16(torch.device("cpu")), 0, time.time(), max(steps // 20, 1)
-    epochs = (batches(rows, batch_size, (0, epoch)) for epoch in range(10**6))
+    dataset = tokenize_texts(*corpus, tokenizer, config.max_position_embeddings)
+    bf16, log_every = has_bf16(torch.device("cpu")), max(steps // 20, 1)
+    loss_sums, start_time = 0, time.time()
+    epochs = (batches(dataset, batch_size, (0, epoch)) for epoch in range(10**6))
     stream = (batch for epoch in epochs for _, batch in epoch)
     for step, batch in zip(tqdm(range(1, steps + 1), disable=None), stream):
-        ids, chosen = corrupt(batch["ids"], batch["real"], vocab)
+        labels, original = batch.pop("labels"), batch["input_ids"]
+        batch["input_ids"], chosen = corrupt(original, batch["attention_mask"], vocab_size)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            out = bert(ids, batch["segments"], batch["real"])
-            words = F.linear(head(out.hidden[-1][chosen]), bert.embeddings.word.weight, bias)
-        losses = torch.stack([F.cross_entropy(words.float(), batch["ids"][chosen]),
-                              F.cross_entropy(out.logits.float(), batch["label"])])
+            out = bert(**batch)
+            H = head(out.hidden_states[-1][chosen])
+            words = F.linear(H, bert.embeddings.word.weight, bias)
+        losses = torch.stack([F.cross_entropy(words.float(), original[chosen]),
+                              F.cross_entropy(out.logits.float(), labels)])
         optimizer.zero_grad()
         (losses @ torch.tensor([1.0, 0.5])).backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
-        sums = sums + losses.detach()
-        if step % every == 0:
-            tqdm.write(f"step {step:6}   masked words {sums[0] / every:.4f}   "
-                       f"order {sums[1] / every:.4f}   {time.time() - began:.0f} s")
-            sums = 0
+        loss_sums = loss_sums + losses.detach()
+        if step % log_every == 0:
+            words_loss, order_loss = loss_sums / log_every
+            tqdm.write(f"step {step:6}   masked words {words_loss:.4f}   order {order_loss:.4f}   "
+                       f"{time.time() - start_time:.0f} s")
+            loss_sums = 0
     mlm = {"transform.dense": head[0], "transform.LayerNorm": head[2]}
     mlm = {f"cls.predictions.{name}.{kind}": getattr(module, kind).data
            for name, module in mlm.items() for kind in ("weight", "bias")}
     own = {name.replace("classifier", "cls.seq_relationship"): w
            for name, w in bert.state_dict().items()}
-    return replace(config, labels=None), own | mlm | {"cls.predictions.bias": bias.data}
+    return replace(config, id2label=None), own | mlm | {"cls.predictions.bias": bias.data}
 
 
 def main(arguments=None):

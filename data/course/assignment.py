@@ -1,0 +1,109 @@
+"""The assignment: a copy of the project in which 25 functions are still to be written.
+
+    python test_cofi.py --assignment FOLDER
+
+data/course/README.md describes the parts. Each can be written and tested without the others.
+"""
+import shutil
+import textwrap
+from typing import NamedTuple
+
+from data.course.guide import ROOT
+from data.course.source import definitions
+from data.errors import UserError
+
+
+class Part(NamedTuple):
+    file: str
+    write: dict               # {function to write: hint}
+
+
+PARTS = {
+    1: Part("cofi.py", {
+        "sample_z": "logit(u) is logistic noise. Add log_alpha, divide by BETA, take the sigmoid, "
+                    "stretch it from [0, 1] to [STRETCH_LOW, STRETCH_HIGH], clamp it to [0, 1].",
+        "keep_prob": "above which value of the sigmoid is the stretched one positive? Solve for "
+                     "the noise: its distribution function is the sigmoid.",
+        "final_z": "no noise: the sigmoid of log_alpha / BETA times FINAL_SHARPNESS."}),
+    2: Part("cofi.py", {
+        "MaskedLayerNorm.forward": "take sums over x * kept instead of means over x, and divide "
+                                   "them by the number of dimensions that are kept.",
+        "MHA.split_heads": "unflatten the last dimension, then swap it with T.",
+        "MHA.scores": "split_heads(query) times split_heads(key) transposed, over the square root "
+                      "of k.",
+        "MHA.forward": "softmax, dropout, times split_heads(value); apply z_head here; put the "
+                       "heads side by side again; out; z_mha and z_hidn; then dropout, residual "
+                       "connection and norm.",
+        "FFN.forward": "up, gelu, z_int, down, z_ffn, z_hidn; then dropout, residual connection "
+                       "and norm.",
+        "Layer.forward": "skip a sub-layer that is None. One that is not alive gives x: use "
+                         "torch.where, so that no branch depends on the data."}),
+    3: Part("cofi.py", {
+        "Masks.sparsity": "1 minus the size with these masks over the size with masks of ones.",
+        "expected_size": "torch.einsum: its letters are the subscripts of the sum.",
+        "count_encoder_weights": "those parameters of bert.layers that have two dimensions.",
+        "lagrangian": "a linear term in s - t, plus a quadratic one."}),
+    4: Part("cofi.py", {
+        "pred_loss": "F.kl_div takes log p of the student first, then p of the teacher; batchmean "
+                     "divides by the number of rows only. With one logit: F.mse_loss.",
+        "match_layers": "go through i from the last to the first; give layers that may not be "
+                        "chosen an infinite distance; after a match only lower layers may be "
+                        "chosen.",
+        "layer_loss": "first distance (n, L), without gradient; then match_layers; then the same "
+                      "squared error again, with gradient, for the matched layers."}),
+    5: Part("cofi.py", {
+        "deterministic_masks": "round the sum of p along each row; rank says who is among the "
+                               "first.",
+        "fold": "scale by diag(rows) and diag(columns), then keep the rows and columns above 0.",
+        "fold_norm": "multiply by z_hidn, then keep what is open.",
+        "fold_mha": "a head is k rows of query, key and value, and k columns of out.",
+        "fold_ffn": "a unit is a row of up and a column of down."}),
+    6: Part("sparsebert.py", {
+        "magnitude_mask": "a score for each block, -1 where nothing is left of it; topk of all "
+                          "scores; repeat the mask of a block for its weights.",
+        "cubic_sparsity": "the share still to be pruned falls from 1 at t = 0 to 0 at t = 1, as a "
+                          "cube.",
+        "hidden_loss": "a mean over d, then over the tokens that are not padding.",
+        "attention_loss": "a pair counts if neither of its tokens is padding."}),
+}
+
+
+def blank(source, hints, what):
+    """Return source with functions reduced to docstring and hint; calling one raises an error.
+
+    hints: {function: hint}; what: the start of the error's message, such as "part 1".
+    """
+    nodes, lines = definitions(source), source.splitlines()
+    # from the last to the first, so that the lines of the others stay where they are
+    for name in sorted(hints, key=lambda name: -nodes[name].lineno):
+        docstring = nodes[name].body[0]
+        indent = " " * docstring.col_offset
+        hint = textwrap.wrap(f"# Hint: {hints[name]}", 100, initial_indent=indent,
+                             subsequent_indent=f"{indent}# ")
+        lines[docstring.end_lineno:nodes[name].end_lineno] = [
+            *hint, f'{indent}raise NotImplementedError("{what}: {name}")']
+    return "\n".join(lines) + "\n"
+
+
+def write_assignment(folder, numbers=tuple(PARTS)):
+    """Write a copy of the project in which the functions of some parts are still to be written.
+
+    folder: a Path, new or empty. Raises UserError if there is something in it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--assignment must be a new or an empty folder, got {folder}")
+    shutil.copytree(ROOT / "data", folder / "data", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("test_cofi.py", "requirements.txt", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    readme = ROOT / "data/course/README.md"
+    shutil.copy(readme if readme.exists() else ROOT / "README.md", folder / "README.md")
+    for file in ("cofi.py", "sparsebert.py"):
+        source = (ROOT / file).read_text()
+        for number in numbers:
+            if PARTS[number].file == file:
+                source = blank(source, PARTS[number].write, f"part {number}")
+        (folder / file).write_text(source)
+    # the questions without their answers
+    questions = folder / "data/course/questions.py"
+    hint = {"answers": "check an answer with python test_cofi.py --answer 1a 0.5"}
+    questions.write_text(blank(questions.read_text(), hint, "not in this copy"))

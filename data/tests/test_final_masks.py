@@ -1,0 +1,224 @@
+"""final_masks on random log_alpha: the target, the ranks and the values, in exact arithmetic."""
+import itertools
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+
+import cofi
+from cofi import FINEST_FIRST, LAYER_OF, final_masks, final_z, keep_prob
+from data.tests.common import MINILM, assert_close, random_log_alpha, slow
+
+
+def make_config(L, d, k, h, f):
+    return cofi.Config(5, 5, 2, d, k, [h] * L, [f] * L, d)
+
+
+CONFIGS = {"tiny": make_config(2, 12, 2, 3, 24), "2x64": make_config(2, 64, 16, 4, 256),
+           "4x128": make_config(4, 128, 16, 8, 512), "6x384": make_config(6, 384, 32, 12, 1536),
+           "12x768": make_config(12, 768, 64, 12, 3072)}
+SUBSETS = [groups for n in range(5, 0, -1)
+           for groups in itertools.combinations(cofi.Masks.GROUPS, n)]
+
+
+def random_masks(config, groups):
+    """Return Masks in which each group has a mean and spread of its own, often an extreme one."""
+    masks = cofi.Masks(config, groups)
+    for p in masks.parameters():
+        mean = float(torch.empty(()).uniform_(-10, 6))
+        spread = [0.01, 0.3, 1.0, 3.0, 20.0][torch.randint(5, ())]
+        kind = torch.randint(8, ())
+        if kind < 3:        # all closed; all open; as at the start of training
+            mean, spread = [(-10.0, 0.01), (4.6, 0.01), (3.0, 0.01)][kind]
+        p.data.normal_(mean, spread).clamp_(-70, 70)    # final_z(-90) is 0 in fp32
+    return masks
+
+
+def random_target(masks):
+    """Return a target from .01 to .99 that these masks can reach."""
+    t = round(float(torch.empty(()).uniform_(0.01, 0.99)), 6)
+    return min(t, math.floor(float(masks.max_sparsity()) * 1e6 - 1) / 1e6)
+
+
+def count(k, z):
+    """Return the number of weights that z leaves, and {group: weights of one unit of it}."""
+    is_open = {group: (mask > 0).long() for group, mask in z.items()}
+    d = int(is_open["z_hidn"].sum())
+    heads = int((is_open["z_head"].sum(1) * is_open["z_mha"]).sum())
+    units = int((is_open["z_int"].sum(1) * is_open["z_ffn"]).sum())
+    h, f = z["z_head"].shape[1], z["z_int"].shape[1]
+    dimension = 4 * k * heads + 2 * units
+    return dimension * d, {"z_int": 2 * d, "z_hidn": dimension, "z_head": 4 * k * d,
+                           "z_mha": 4 * k * d * h, "z_ffn": 2 * d * f}
+
+
+def may_outrank(layer, units, z_units, dead, alive):
+    """Whether a dead layer may rank above an alive one: if it has no units to offer.
+
+    layer, units: log_alpha. At the shift that just opens the alive layer, no unit of the dead one
+    is expected to be open; or its best unit was removed before the last one of the alive layer.
+    """
+    shift = 2 / 3 * math.log(1 / 11) - layer[alive]
+    expected = keep_prob(units[dead] + shift).sum()
+    worst_kept = units[alive][z_units[alive] > 0].min()
+    return expected < 0.5 + 1e-6 or units[dead].max() <= worst_kept
+
+
+def check_target(masks, t, z):
+    """Assert: not empty, never below t, above it by less than one unit of the finest group."""
+    log_alpha = masks.log_alpha()
+    finest = next(group for group in FINEST_FIRST if log_alpha[group].isfinite().all())
+    left, unit_sizes = count(masks.k, z)
+    full, _ = count(masks.k, {group: torch.ones_like(a) for group, a in log_alpha.items()})
+    room = (1 - Fraction(str(t))) * full - left
+    assert left > 0
+    assert 0 <= room < unit_sizes[finest], (float(room), unit_sizes[finest])
+
+
+def check_ranks(masks, z):
+    """Assert that in each row the highest log_alpha are open, and the same for the layers."""
+    log_alpha = {group: a.detach().double() for group, a in masks.log_alpha().items()}
+    for group in ("z_head", "z_int", "z_hidn"):
+        num_open = (z[group] > 0).sum(-1, keepdim=True)
+        highest = cofi.descending_rank(log_alpha[group]) < num_open
+        assert torch.equal(z[group] > 0, highest), group
+    for units, layer in LAYER_OF.items():
+        alive = (z[layer] > 0).tolist()
+        assert alive == (z[units] > 0).any(-1).tolist(), f"{layer} is open without {units}"
+        for i, j in itertools.permutations(range(len(alive)), 2):
+            if alive[i] and not alive[j] and log_alpha[layer][j] > log_alpha[layer][i]:
+                assert may_outrank(log_alpha[layer], log_alpha[units], z[units], j, i), layer
+
+
+def check_values(masks, z):
+    """Assert final_z where a mask is open; 1 in an alive layer where the group is switched off."""
+    for group, log_alpha in masks.log_alpha().items():
+        value = final_z(log_alpha.detach().double())
+        assert torch.equal(z[group], torch.where(z[group] > 0, value, 0.0).float()), group
+        if log_alpha.isinf().all() and group in ("z_head", "z_int"):
+            assert (z[group][z[LAYER_OF[group]] > 0] == 1).all(), group
+
+
+@slow
+@pytest.mark.parametrize("name, rounds", [("2x64", 10), ("4x128", 4), ("6x384", 1)])
+def test_every_subset_of_masks(name, rounds):
+    torch.manual_seed(0)
+    for groups in SUBSETS * rounds:
+        masks = random_masks(CONFIGS[name], groups)
+        t = random_target(masks)
+        z = final_masks(masks, t)
+        check_target(masks, t, z)
+        check_ranks(masks, z)
+        check_values(masks, z)
+
+
+@pytest.mark.parametrize("t", [0.01, 0.5, 0.95, 0.99])
+def test_bert_base(t):
+    masks = random_masks(CONFIGS["12x768"], cofi.Masks.GROUPS)
+    z = final_masks(masks, t)
+    check_target(masks, t, z)
+    check_ranks(masks, z)
+
+
+def test_never_an_empty_network():
+    """No FFN is open by the rule, and the next MHA does not fit: the best FFN is opened."""
+    masks = cofi.Masks(CONFIGS["2x64"], ("z_mha", "z_ffn", "z_int"))
+    masks.z_mha.data = torch.tensor([1.0, 2.0])
+    masks.z_ffn.data = torch.tensor([-1.0, -2.0])
+    z = final_masks(masks, 0.84)
+    check_target(masks, 0.84, z)
+    assert (z["z_mha"] > 0).tolist() == [False, False]
+    assert (z["z_ffn"] > 0).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("groups, highest", [
+    ("z_head", 1 / 3), ("z_int", 2 / 3), ("z_mha z_ffn", 17 / 18), ("z_hidn", 383 / 384),
+    ("z_mha z_head z_ffn", 1 - 1 / 3 / 72), ("z_mha z_int", 1 - 2 / 3 / 6 / 1536)])
+def test_what_masks_can_reach(groups, highest):
+    """Up to max_sparsity something is left; whole layers alone would close the last one."""
+    masks = random_log_alpha(MINILM, groups=groups.split())
+    assert_close(masks.max_sparsity(), highest, "the smallest part of a layer that is not nothing")
+    z = final_masks(masks, highest - 1e-6)
+    s = masks.sparsity({group: (mask > 0).double() for group, mask in z.items()}).item()
+    assert s == pytest.approx(highest, abs=1e-5)
+
+
+# ---- The same by brute force: every structure, and FFN units one at a time -----------------------
+
+
+def paper_rule(log_alpha, shift):
+    """Apply the paper's rule in plain Python: ({layers: [0 or 1]}, {group: [units kept]})."""
+    p = {group: keep_prob(a + shift).tolist() for group, a in log_alpha.items()}
+    layers = {group: [int(x >= 0.5) for x in p[group]] for group in ("z_mha", "z_ffn")}
+    kept = {group: [round(sum(row)) for row in p[group]] for group in ("z_head", "z_int")}
+    return layers, kept | {"z_hidn": [max(1, round(sum(p["z_hidn"])))]}
+
+
+def num_weights(k, layers, kept):
+    heads = sum(x * n for x, n in zip(layers["z_mha"], kept["z_head"]))
+    units = sum(x * n for x, n in zip(layers["z_ffn"], kept["z_int"]))
+    return kept["z_hidn"][0] * (4 * k * heads + 2 * units)
+
+
+def all_structures(log_alpha):
+    """Return every structure from the smallest to the largest: shifts are halved until they agree.
+    """
+    def between(low, high, at_low, at_high):
+        if at_low == at_high or high - low < 1e-9:
+            return []
+        middle = (low + high) / 2
+        at_middle = paper_rule(log_alpha, middle)
+        return [*between(low, middle, at_low, at_middle), at_middle,
+                *between(middle, high, at_middle, at_high)]
+
+    first, last = paper_rule(log_alpha, -100.0), paper_rule(log_alpha, 100.0)
+    return [first, *between(-100.0, 100.0, first, last), last]
+
+
+def fill_one_at_a_time(k, log_alpha, layers, kept, budget):
+    """Remove or add FFN units one after the other: (heads, units, d), or None if that fails."""
+    kept = {group: list(n) for group, n in kept.items()}
+    units = kept["z_int"] = [x * n for x, n in zip(layers["z_ffn"], kept["z_int"])]
+    was_open = layers["z_ffn"]
+    layers = layers | {"z_ffn": [1] * len(was_open)}
+    rows = log_alpha["z_int"].sort(-1, descending=True)[0].tolist()
+    while num_weights(k, layers, kept) > budget:
+        candidates = [l for l, n in enumerate(units) if n]
+        if not candidates:
+            return None
+        units[min(candidates, key=lambda l: rows[l][units[l] - 1])] -= 1
+    while True:
+        candidates = [l for l, n in enumerate(units) if n < len(rows[l])]
+        if not candidates:
+            return None
+        best = max(candidates, key=lambda l: (
+            was_open[l], 0 if was_open[l] else log_alpha["z_ffn"][l], rows[l][units[l]]))
+        units[best] += 1
+        if num_weights(k, layers, kept) > budget:
+            units[best] -= 1
+            return [x * n for x, n in zip(layers["z_mha"], kept["z_head"])], units, kept["z_hidn"]
+
+
+@slow
+@pytest.mark.parametrize("groups", [groups for groups in SUBSETS if "z_int" in groups])
+def test_against_brute_force(groups):
+    """The largest structure that fits is filled; if it cannot be, the next one is trimmed."""
+    torch.manual_seed(1)
+    for _ in range(5):
+        masks = random_masks(CONFIGS["tiny"], groups)
+        t = min(random_target(masks), 0.97)
+        log_alpha = {group: a.detach().double() for group, a in masks.log_alpha().items()}
+        full = num_weights(masks.k, *paper_rule(log_alpha, math.inf))
+        budget = math.floor((1 - Fraction(str(t))) * full)
+        fitting = too_large = None
+        for structure in all_structures(log_alpha):
+            if num_weights(masks.k, *structure) > budget:
+                too_large = structure
+                break
+            fitting = structure
+        expected = fill_one_at_a_time(masks.k, log_alpha, *fitting, budget)
+        expected = expected or fill_one_at_a_time(masks.k, log_alpha, *too_large, budget)
+        z = final_masks(masks, t)
+        got = tuple((z[g] > 0).sum(-1).reshape(-1).tolist() for g in ("z_head", "z_int", "z_hidn"))
+        assert got == expected, (groups, t)

@@ -1,0 +1,166 @@
+"""Whole runs of cofi.py, on made-up data: what they leave, and that it can be used."""
+import math
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+import cofi
+import sparsebert
+from data.checkpoint import write_checkpoint
+from data.tasks import build_dataset
+from data.tests.common import TINY, assert_close, make_batch, make_bert, slow
+from data.tests.helpers import (ALPHABET, command, make_squad, make_tokenizer, patch_load_task,
+                                read_log, read_result, write_custom)
+
+RESULT = """task model seed metric teacher_score pruned_score score target_sparsity sparsity
+encoder_parameters dense_encoder_parameters total_parameters speedup length seconds settings
+device versions""".split()
+UNIT = 2 * 16 / 5376          # of TINY's weights: an FFN unit
+
+
+@pytest.mark.parametrize("task", ["mrpc", "stsb"])
+def test_what_a_run_leaves(offline, folder, tmp_path, capsys, task):
+    assert cofi.main([*command(folder, tmp_path), "--task", task, "--sparsity", "0.6"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("teacher", "prune", "finetune", "■", "█", "speed-up",
+                 "caching teacher outputs for 70 examples"):
+        assert word in printed
+    run, = (tmp_path / "out").glob(f"{task}-0.6*")
+    assert sorted(path.name for path in run.iterdir()) == [
+        "config.json", "curves.svg", "log.jsonl", "network.txt", "pytorch_model.bin", "result.json",
+        "tokenizer.json"]
+    picture = ElementTree.parse(run / "curves.svg").getroot()       # well-formed and complete
+    words = {text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"s", "t", "lambda1", "lambda2", "from 3", "0.6", "teacher"} <= words
+    result = read_result(run)
+    assert set(RESULT) <= set(result)
+    assert 0.6 <= result["sparsity"] <= 0.6 + UNIT
+    assert list(result["speedup"]) == ["1", "32", "128"]
+    steps = [record["step"] for record in read_log(run) if record["stage"] == "prune"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert cofi.main(["--evaluate", str(run)]) == 0
+    assert f"{result['score']:.4f}" in capsys.readouterr().out
+    assert cofi.main(["--predict", str(run), "a b", "c d"]) == 0
+    answer = capsys.readouterr().out
+    assert "equivalent" in answer if task == "mrpc" else math.isfinite(float(answer))
+
+
+def test_same_seed_same_bits(offline, folder, tmp_path, capsys):
+    """Also when the teacher of an earlier run is used again."""
+    weights = []
+    for out in ("one", "two", "two"):
+        flags = [*command(folder, tmp_path), "--out", str(tmp_path / out), "--overwrite"]
+        assert cofi.main(flags) == 0
+        run, = (tmp_path / out).glob("mrpc-*")
+        weights.append(torch.load(run / "pytorch_model.bin", weights_only=True))
+    assert "trained earlier" in capsys.readouterr().out
+    for other in weights[1:]:
+        assert all(torch.equal(w, other[name]) for name, w in weights[0].items())
+
+
+@pytest.mark.parametrize("more", [
+    ["--layer_weight", "0"], ["--pred_weight", "0"], ["--layer_weight", "0", "--pred_weight", "0"],
+    ["--masks", "head", "--sparsity", "0.2"], ["--masks", "mha,ffn", "--sparsity", "0.5"],
+    ["--masks", "int", "--sparsity", "0.4"], ["--masks", "mha,head,ffn,int"],
+    ["--masks", "head,int,hidn"],
+    ["--matching", "fixed"], ["--matching", "free"], ["--no-bf16"]])
+def test_every_ablation_runs(offline, folder, tmp_path, capsys, more):
+    """Without both losses of distillation there is no cache of the teacher either."""
+    assert cofi.main([*command(folder, tmp_path), "--max_steps", "3", *more]) == 0
+    is_cached = "caching teacher outputs" in capsys.readouterr().out
+    assert is_cached == ("--layer_weight" not in more or "--pred_weight" not in more)
+
+
+@slow
+def test_training_meets_the_target(offline, folder, tmp_path):
+    """The multipliers bring the expected sparsity to t within a few hundred steps."""
+    more = ["--max_steps", "400", "--prune_epochs", "200", "--sparsity", "0.5",
+            "--finetune_epochs", "1", "--prune_lr", "1e-3", "--teacher_lr", "3e-3"]
+    assert cofi.main([*command(folder, tmp_path), *more]) == 0
+    run, = (tmp_path / "out").glob("mrpc-0.5*")
+    last = [record for record in read_log(run) if record["stage"] == "prune"][-1]
+    assert last["s"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_given_teacher_of_another_task_is_refused(offline, folder, tmp_path, capsys):
+    config = replace(TINY, id2label=["up", "down"])
+    weights = make_bert(config).state_dict()
+    write_checkpoint(tmp_path / "t", asdict(config), weights, make_tokenizer())
+    assert cofi.main([*command(folder, tmp_path), "--teacher", str(tmp_path / "t")]) == 2
+    error = capsys.readouterr().err
+    assert f"--teacher {tmp_path / 't'}: its classes are ['up', 'down']" in error
+
+
+LOAD_PROGRAM = """if True:
+    import sys, torch
+    program = torch.export.load(sys.argv[1])
+    assert "device" not in str(program.graph)       # it may be moved to a GPU
+    program = program.module()
+    logits = [program(b["input_ids"], b["token_type_ids"], b["attention_mask"])
+              for b in torch.load(sys.argv[2])]
+    torch.save(logits, sys.argv[3])
+    assert "cofi" not in sys.modules
+    """
+
+
+def load_one_question(name, tokenizer, max_length, folder=""):
+    """Stand in for load_task: SQuAD with one question."""
+    raw = make_squad(("q", ALPHABET, "a b", None))
+    return build_dataset("squad", {"train": raw, "validation": raw}, tokenizer, max_length)
+
+
+@slow
+def test_custom_data_end_to_end(folder, tmp_path, capsys, quick):
+    """Trained, scored again, asked, exported: in a new process the program equals the model."""
+    custom = write_custom(tmp_path / "d", "jsonl")
+    flags = ["--model", str(folder), "--out", str(tmp_path / "out"), "--max_steps", "3"]
+    assert cofi.main(["--data", str(custom), "--sparsity", "0.6", *flags]) == 0
+    run, = (tmp_path / "out").glob("custom-0.6*")
+    assert "data=d" in run.name
+    score = read_result(run)["score"]
+    capsys.readouterr()
+    assert cofi.main(["--evaluate", str(run)]) == 0
+    assert f"{score:.4f}" in capsys.readouterr().out
+    assert cofi.main(["--predict", str(run), "a b", "c"]) == 0
+    assert {"up", "down"} <= set(capsys.readouterr().out.split())
+    assert cofi.main(["--submit", str(run)]) == 2
+    assert "--submit must name a model of a GLUE task" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch_load_task(patch, load_one_question)
+        assert cofi.main(["--evaluate", str(run), "--task", "squad"]) == 2
+    assert "its classes are ['down', 'up'], the task's None (spans)" in capsys.readouterr().err
+    assert cofi.main(["--export", str(run)]) == 0
+    batches = [make_batch(B, T) for B, T in ((1, 3), (5, 11), (3, 64))]
+    torch.save(batches, tmp_path / "batches")
+    subprocess.run([sys.executable, "-c", LOAD_PROGRAM, run / "model.pt2", tmp_path / "batches",
+                    tmp_path / "logits"], check=True, cwd=tmp_path)
+    bert = cofi.load_finetuned(run).eval()
+    for batch, logits in zip(batches, torch.load(tmp_path / "logits")):
+        assert_close(logits, bert(**batch).logits)
+
+
+@slow
+def test_squad_end_to_end(squad, folder, tmp_path, capsys, monkeypatch):
+    flags = ["--task", "squad", "--model", str(folder), "--out", str(tmp_path / "out"),
+             "--max_steps", "4", "--max_length", "16"]
+    assert cofi.main([*flags, "--sparsity", "0.6"]) == 0
+    run, = (tmp_path / "out").glob("squad-0.6*")
+    assert "qa_outputs.weight" in torch.load(run / "pytorch_model.bin", weights_only=True)
+    result = read_result(run)
+    assert list(result["scores"]) == ["squad_f1", "exact_match"]
+    assert 0.6 <= result["sparsity"] <= 0.6 + UNIT
+    capsys.readouterr()
+    assert cofi.main(["--evaluate", str(run)]) == 0
+    assert f"{result['score']:.4f}" in capsys.readouterr().out
+    assert cofi.main(["--predict", str(run), "a", ALPHABET]) == 0
+    assert capsys.readouterr().out.strip() in ALPHABET
+    assert cofi.main(["--export", str(run)]) == 0
+    assert cofi.main(["--predict", str(run), "a"]) == 2
+    assert "must be followed by 2 texts, got 1" in capsys.readouterr().err
+    monkeypatch.setattr(sparsebert, "speedup_csr", lambda bert: {"1 x 8": 1.0})
+    strategies = ["--strategy", "distil,small_dense", "--sparsity", "0.5"]
+    assert sparsebert.main([*flags, *strategies]) == 0
