@@ -55,8 +55,9 @@ from data.harness.device import autocast, to_device
 from data.harness.evaluate import evaluate, training_batches
 from data.harness.progress import Progress
 from data.harness.report import finish_run, load_report, print_report
-from data.harness.runs import get_teacher, open_journal, resume_key, run_dir, setup
-from data.harness.teacher import CachedTeacher
+from data.harness.runs import check_reachable, get_teacher, open_journal, resume_key, run_dir
+from data.harness.runs import setup
+from data.harness.teacher import cache_teacher
 
 # --------------------------------------------------------------------------------------------------
 # 0. Settings
@@ -218,7 +219,8 @@ class MHA(nn.Module):
 
     def __init__(self, config, h):
         super().__init__()
-        d, self.k = config.hidden_size, config.attention_head_size
+        d = config.hidden_size
+        self.k = config.attention_head_size
         self.query = nn.Linear(d, h * self.k)
         self.key = nn.Linear(d, h * self.k)
         self.value = nn.Linear(d, h * self.k)
@@ -460,7 +462,9 @@ class Masks(nn.Module):
     def __init__(self, config, groups=GROUPS):
         super().__init__()
         self.k = config.attention_head_size
-        L, h, f = len(config.heads_per_layer), config.heads_per_layer[0], config.ffn_per_layer[0]
+        L = len(config.heads_per_layer)
+        h = config.heads_per_layer[0]
+        f = config.ffn_per_layer[0]
         shapes = (L,), (L, h), (L,), (L, f), (config.hidden_size,)
         for group, shape in zip(self.GROUPS, shapes):
             if group in groups:
@@ -485,22 +489,9 @@ class Masks(nn.Module):
         if z is None:
             z = {group: keep_prob(log_alpha) for group, log_alpha in self.log_alpha().items()}
         full = {group: torch.ones_like(mask) for group, mask in z.items()}
-        size, full_size = expected_size(self.k, **z), expected_size(self.k, **full)
+        size = expected_size(self.k, **z)
+        full_size = expected_size(self.k, **full)
         return 1 - size / full_size                                 # ()             §3.1 sparsity
-
-    @torch.no_grad()
-    def max_sparsity(self):
-        """Return the highest sparsity these masks can reach without closing the whole encoder."""
-        closed = {group: a.isinf().float() for group, a in self.log_alpha().items()}
-        # If that leaves nothing, the smallest network is one head of one MHA, or one unit of one
-        # FFN, on one hidden dimension. A group that is switched off stays as it is.
-        one = {group: z.clone() for group, z in closed.items()}
-        for z in one.values():
-            z.view(-1)[0] = 1
-        without_mha = one | {"z_mha": closed["z_mha"]}
-        without_ffn = one | {"z_ffn": closed["z_ffn"]}
-        reached = [self.sparsity(z) for z in (closed, without_mha, without_ffn)]
-        return max(s for s in reached if s < 1)
 
     @torch.no_grad()
     def soft_clamp_(self):
@@ -631,7 +622,8 @@ def match_layers(distance, alive, matching):
     """
     n, L = distance.shape
     layer = torch.arange(L, device=distance.device)
-    m, found = [None] * n, [None] * n
+    m = [None] * n
+    found = [None] * n
     limit = torch.full_like(layer[0], L)
     for i in reversed(range(n)):
         candidate = alive & (layer < limit)                         # (L)
@@ -679,7 +671,8 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer, alive):
     only where L_pred does not: without a teacher, or with pred_weight 0.
     """
     # losses in fp32: bf16 has three digits
-    m, layer = None, torch.zeros((), device=out.logits.device)
+    m = None
+    layer = torch.zeros((), device=out.logits.device)
     if out_t and cfg.pred_weight:
         pred = pred_loss(out.logits.float(), out_t.logits.float(), cfg.temperature)
         loss = cfg.pred_weight * pred
@@ -832,10 +825,13 @@ def fold(new, old, rows, columns):
     folded in; new: its counterpart of the size that is left. A bias belongs to the rows.
     """
     # remove first: closed rows and columns are often most of the matrix
-    kept = old.weight[rows > 0][:, columns > 0]
-    new.weight.copy_(rows[rows > 0][:, None] * kept * columns[columns > 0])     # § fold
+    open_rows = rows > 0
+    open_columns = columns > 0
+    kept = old.weight[open_rows][:, open_columns]
+    scaled = rows[open_rows][:, None] * kept * columns[open_columns]    # § fold
+    new.weight.copy_(scaled)
     if hasattr(old, "bias"):
-        new.bias.copy_((rows * old.bias)[rows > 0])
+        new.bias.copy_((rows * old.bias)[open_rows])
 
 
 def fold_norm(new, old, z_hidn):
@@ -934,14 +930,16 @@ MAX_MASK_LR_SCALE = 20               # ours
 def steps_and_lr(stage, num_examples, cfg):
     """Return the number of steps of a stage and its initial learning rate."""
     # the settings of a stage share a prefix: prune_epochs, prune_lr
-    epochs, lr = getattr(cfg, f"{stage}_epochs"), getattr(cfg, f"{stage}_lr")
+    epochs = getattr(cfg, f"{stage}_epochs")
+    lr = getattr(cfg, f"{stage}_lr")
     steps = math.ceil(epochs * math.ceil(num_examples / cfg.batch_size))
     return min(steps, cfg.max_steps or steps), lr
 
 
 def target_sparsity(step, num_steps, cfg):
     """Return t at a step after the masks have started."""
-    start, warmup = cfg.mask_start * num_steps, cfg.sparsity_warmup * num_steps
+    start = cfg.mask_start * num_steps
+    warmup = cfg.sparsity_warmup * num_steps
     return cfg.sparsity * min((step - start) / max(warmup, 1), 1)   # § warm-up
 
 
@@ -954,7 +952,8 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
     # log_alpha is not among the clipped weights: the gradient of L_c must reach it undiminished
     modules = [module for module in (bert, W_layer) if module is not None]
     weights = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups, lambdas, lambda_optimizer = [{"params": weights}], None, None
+    groups = [{"params": weights}]
+    lambdas = lambda_optimizer = None
     if masks is not None:
         scale = min(max(1, MASK_LR_REFERENCE_STEPS / num_steps), MAX_MASK_LR_SCALE)
         groups.append({"params": masks.parameters(), "lr": cfg.mask_lr * scale})
@@ -1053,30 +1052,26 @@ def run(cfg):
     device, tokenizer, data, config = setup(cfg, Config)
     torch.manual_seed(cfg.seed)
     masks = Masks(config, cfg.groups())
-    # refused before training: heads alone, for example, are only a third of the encoder
-    if cfg.sparsity > masks.max_sparsity():
-        raise UserError(f"--sparsity must be at most {masks.max_sparsity():.3f} with --masks "
-                        f"{cfg.masks}, got {cfg.sparsity:g}. Try a lower sparsity, or more masks")
-    folder, key = run_dir(cfg, [cfg.task, f"{cfg.sparsity:g}"]), resume_key(cfg, data)
+    check_reachable(masks, cfg)
+    folder = run_dir(cfg, [cfg.task, f"{cfg.sparsity:g}"])
+    key = resume_key(cfg, data)
     if load_report(cfg, folder, key, print_report):
         return
     student, notes = init_student(cfg, config, device)
     print("\n".join([f"run        {folder}", *notes, "", COFI_LEGEND + COFI_HEADER]))
 
     # The teacher is fine-tuned on the labels, or found where an earlier run has left it.
-    scores, seconds = {}, {}
+    scores = {}
+    seconds = {}
     teacher, scores["teacher"], seconds["teacher"] = get_teacher(
         cfg, config, data, tokenizer, device, load_finetuned, init_student, train, cofi_line)
     distilled = distilled_layers(len(teacher.config.heads_per_layer))
-    teacher_outputs = None
-    if cfg.pred_weight or cfg.layer_weight:
-        layers = distilled if cfg.layer_weight else []
-        num_steps = sum(steps_and_lr(stage, len(data.train), cfg)[0]
-                        for stage in ("prune", "finetune"))
-        teacher_outputs = CachedTeacher(teacher, data.train, layers, num_steps, cfg.batch_size)
+    num_steps = sum(steps_and_lr(stage, len(data.train), cfg)[0] for stage in ("prune", "finetune"))
+    teacher_outputs = cache_teacher(teacher, data.train, distilled, cfg, num_steps)
 
     # Prune: the student learns log_alpha and weights together, then what is closed is removed.
-    journal, masks = open_journal(folder, key, cfg, cofi_line), masks.to(device)
+    journal = open_journal(folder, key, cfg, cofi_line)
+    masks = masks.to(device)
     W_layer = nn.Linear(config.hidden_size, teacher.config.hidden_size, bias=False, device=device)
     nn.init.eye_(W_layer.weight)
     m, seconds["prune"] = train("prune", student, data, cfg, journal, teacher_outputs, W_layer,

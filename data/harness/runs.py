@@ -5,6 +5,8 @@ import re
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import torch
+
 from data.checkpoint import align_labels, read_config, write_checkpoint
 from data.errors import UserError
 from data.files import write_json
@@ -35,6 +37,32 @@ def setup(cfg, make_config):
     data = load_task(cfg.task, tokenizer, max_length, cfg.data)
     sizes |= {"id2label": data.names, "is_span": data.is_span, "task": cfg.task}
     return pick_device(cfg.device), tokenizer, data, make_config(**sizes)
+
+
+@torch.no_grad()
+def max_sparsity(masks):
+    """Return the highest sparsity that masks can reach without closing the whole encoder.
+
+    masks: cofi.Masks. Heads alone, for example, are only a third of the encoder.
+    """
+    closed = {group: a.isinf().float() for group, a in masks.log_alpha().items()}
+    # If that leaves nothing, the smallest network is one head of one MHA, or one unit of one FFN,
+    # on one hidden dimension. A group that is switched off stays as it is.
+    one = {group: z.clone() for group, z in closed.items()}
+    for z in one.values():
+        z.view(-1)[0] = 1
+    without_mha = one | {"z_mha": closed["z_mha"]}
+    without_ffn = one | {"z_ffn": closed["z_ffn"]}
+    reached = [masks.sparsity(z).item() for z in (closed, without_mha, without_ffn)]
+    return max(s for s in reached if s < 1)
+
+
+def check_reachable(masks, cfg):
+    """Raise UserError if these masks cannot reach the target sparsity."""
+    highest = max_sparsity(masks)
+    if cfg.sparsity > highest:
+        raise UserError(f"--sparsity must be at most {highest:.3f} with --masks {cfg.masks}, got "
+                        f"{cfg.sparsity:g}. Try a lower sparsity, or more masks")
 
 
 # ---- folders and settings ------------------------------------------------------------------------

@@ -80,3 +80,14 @@ class CachedTeacher:
         for layer, layer_states in zip(self.layers, states.unbind(2)):
             hidden_states[layer + 1] = layer_states                             # (B, T, d)
         return SimpleNamespace(logits=self.logits[indices], hidden_states=hidden_states)
+
+
+def cache_teacher(teacher, dataset, distilled, cfg, num_steps):
+    """Return a CachedTeacher for these settings, or None if nothing is distilled.
+
+    distilled: the teacher layers that L_layer needs, from 0; num_steps: of all training to come.
+    """
+    if not cfg.pred_weight and not cfg.layer_weight:
+        return None
+    layers = distilled if cfg.layer_weight else []
+    return CachedTeacher(teacher, dataset, layers, num_steps, cfg.batch_size)

@@ -38,6 +38,7 @@ def test_tokens_and_batches():
         if len(expected.ids) <= 12:
             assert batch["input_ids"][i][is_token].tolist() == expected.ids
             assert batch["token_type_ids"][i][is_token].tolist() == expected.type_ids
+        assert not batch["token_type_ids"][i][~is_token].any()
     for seed in (None, 0, (57, 3)):
         seen = list(batches(train, 8, seed))
         assert sorted(np.concatenate([indices for indices, _ in seen])) == list(range(70))
@@ -85,7 +86,7 @@ def test_tokens_are_cached_and_made_again(tmp_path, monkeypatch):
 
 
 def test_metrics_against_known_values():
-    """Counts by hand, numpy's correlation, and a textbook's Spearman."""
+    """Counts written out, numpy's correlation, and a textbook's Spearman."""
     a, b = np.array([1, 0, 1, 1, 0, 1, 0, 0]), np.array([1, 0, 0, 1, 0, 1, 1, 1])
     assert metrics.accuracy(a, b) == 0.625
     assert metrics.f1(a, b) == pytest.approx(2 * 3 / (4 + 5))
@@ -115,7 +116,7 @@ def test_metrics_against_known_values():
     ("the", ["a"], 1, 1),                                           # no word left on either side
     ("", ["the", "cat"], 1, 1)])
 def test_squad_metric(predicted, accepted, exact, f1):
-    """By hand, as the official script scores them."""
+    """Scores written out, as the official script scores them."""
     assert metrics.exact_match([predicted], [accepted]) == exact
     assert metrics.squad_f1([predicted], [accepted]) == pytest.approx(f1)
 
