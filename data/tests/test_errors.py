@@ -141,7 +141,7 @@ def test_bad_arguments(offline, folder, tmp_path, capsys, monkeypatch, case):
 
 @pytest.mark.parametrize("module", [cofi, sparsebert])
 def test_every_setting_out_of_its_range(module, capsys):
-    """Too low, too high, no number, not among the choices: one line that names the flag."""
+    """Too low, too high, not numeric, not among the choices: one line that names the flag."""
     tried = 0
     for f in fields(module.Settings):
         bad = []
@@ -220,7 +220,7 @@ def test_bad_custom_data(folder, tmp_path, capsys, case):
 
 SPARSE_BAD = {
     "sparsity 95": (["--sparsity", "0.5,95"], "got 95 (did you mean 0.95?)"),
-    "no number": (["--sparsity", "0.5,much"], "separated by commas, got 0.5,much"),
+    "not numeric": (["--sparsity", "0.5,much"], "separated by commas, got 0.5,much"),
     "unknown strategy": (["--strategy", "distill"], "small_dense, got distill"),
     "blocks that do not fit": (["--block", "24"], "--block must divide a matrix of"),
     "blocks that are too large": (["--block", "32"], "--block must leave something of a matrix of"),
