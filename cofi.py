@@ -696,8 +696,8 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer, alive):
 # DEPARTURE: this rule alone misses the target by up to 1.5 points. Here all log_alpha are shifted
 # alike, as far up as the structure fits the budget of (1 - t) M weights. If the Lagrangian has
 # brought s to t, that is next to nothing. FFN units, the finest group, fill the rest of the budget:
-# those with the highest log_alpha, of whatever layer. So the sparsity is never below its target, and
-# above it by less than one unit.
+# those with the highest log_alpha, of whatever layer. So the sparsity is never below its target,
+# and above it by less than one unit.
 #
 # A pruned matrix is diag(z_rows) W diag(z_columns) without the closed rows and columns. With the
 # masks folded into the weights, the pruned network has the outputs of the masked one.
