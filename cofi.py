@@ -249,7 +249,7 @@ class MHA(nn.Module):
         if z_head is not None:
             heads = apply_masks(heads, z_head[:, None, None])       # (B, h, T, k)   §3.1 MHA
         y = self.out(heads.transpose(1, 2).flatten(2))              # (B, T, d)
-        # x itself needs no mask: it is 0 already where z_hidn is
+        # x itself needs no mask: it is already 0 wherever z_hidn is 0
         y = apply_masks(y, z_mha, z_hidn)                           # (B, T, d)      §3.1 MHA
         return self.norm(x + self.dropout(y), z_hidn)
 
@@ -370,7 +370,7 @@ class BERT(nn.Module):
             hidden_states.append(x)
         if self.config.is_span:
             logits = self.classifier(x).transpose(1, 2)             # (B, 2, T)
-            # -1e4 instead of -inf: softmax over padding only would give NaN
+            # -1e4 instead of -inf: in KL, p_t = 0 times log p_s = -inf would give NaN
             logits = logits.masked_fill(~attention_mask[:, None], -1e4)             # (B, 2, T)
             return Output(logits, hidden_states)
         # the first token, [CLS], stands for the whole text
@@ -423,7 +423,7 @@ STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1        # l, r
 EPS = 1e-6                                   # keeps logit(u) finite
 LOG_ALPHA_INIT = 3.0                         # P(z > 0) = .99
 LOG_ALPHA_MIN = -10.0                        # ours; P(z > 0) = .0002
-LOG_ALPHA_MAX = 4.6                          # authors' code; above it no gradient closes a mask
+LOG_ALPHA_MAX = 4.6                          # authors' code; far above it gradients are tiny
 FINAL_SHARPNESS = 0.8                        # an empirical constant of the authors' library
 
 
@@ -472,7 +472,7 @@ class Masks(nn.Module):
                 log_alpha = LOG_ALPHA_INIT + 0.01 * torch.randn(shape)
                 self.register_parameter(group, nn.Parameter(log_alpha))
             else:
-                # sigmoid(inf) is 1: an open mask needs no special case anywhere below
+                # sigmoid(inf) is 1: the formulas below hold for an open mask as well
                 self.register_buffer(group, torch.full(shape, torch.inf))
 
     def log_alpha(self):
@@ -903,7 +903,7 @@ def prune_model(bert, z):
 
 
 # --------------------------------------------------------------------------------------------------
-# 6. Training (§3.3 and appendix A): one loop for teacher, pruning and fine-tuning
+# 6. Training: one loop for teacher, pruning and fine-tuning
 # --------------------------------------------------------------------------------------------------
 #     teacher    min over weights:              L_label
 #     prune      min over weights, log_alpha,
@@ -921,8 +921,8 @@ def prune_model(bert, z):
 # scaled up. From open to closed is the same distance in few steps as in many.
 # DEPARTURE: the learning rate falls linearly to 0 in all stages; in the paper it is constant in the
 # last one. The last step counts; in the paper the best step on the dev set.
-# DEPARTURE: the optimizer runs through. In the authors' code it restarts when the masks start, and
-# clipping counts the gradient of the frozen embeddings as well.
+# DEPARTURE: the optimizer keeps its state when the masks start. In the authors' code it restarts,
+# and clipping counts the gradient of the frozen embeddings as well.
 
 MASK_LR_REFERENCE_STEPS = 10_000     # ours
 MAX_MASK_LR_SCALE = 20               # ours
@@ -963,7 +963,7 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
         # SGD, not Adam, whose step would hardly depend on how far s is from t
         lambda_optimizer = torch.optim.SGD(lambdas.parameters(), cfg.lambda_lr * scale,
                                            maximize=True)
-    # no weight decay: it would pull log_alpha to 0, where a mask is half open
+    # no weight decay: it would pull log_alpha to 0, where final_z is one half
     optimizer = torch.optim.AdamW(groups, lr, weight_decay=0.0, fused=True)
     return weights, lambdas, optimizer, lambda_optimizer
 
@@ -978,7 +978,7 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
     device = bert.classifier.weight.device
     num_steps, lr = steps_and_lr(stage, len(data.train), cfg)
     # seeded for each stage, so that it does not depend on what ran before; the student's
-    # embeddings are frozen, as in the authors' code: they are not pruned either
+    # embeddings are frozen, as in the authors' code: they do not count in the sparsity
     torch.manual_seed(cfg.seed)
     bert.train().embeddings.requires_grad_(stage == "teacher")
     weights, lambdas, optimizer, lambda_optimizer = make_optimizers(

@@ -12,7 +12,7 @@ MAX_TEACHER_CACHE_BYTES = 2**31       # ours
 class CachedTeacher:
     """Teacher outputs for training examples. They never change (dropout is off): compute them once.
 
-    Kept are the logits of every example, and of every token the hidden states of some layers, in
+    It keeps the logits of each example, and the hidden states of some layers for each token, in
     bfloat16: one tensor (tokens, n, d), addressed with the offsets of the data set. The cache is
     filled at the first call, because a run that resumes after its last step needs none. The teacher
     is called in every step instead where the cache would be too large or of no use: see `fits`.
