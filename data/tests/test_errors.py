@@ -69,7 +69,9 @@ BAD_ARGUMENTS = {
     "sparsity 95": (["--sparsity", "95"], None,
                     "--sparsity must be between 0 and 0.99, got 95 (did you mean 0.95?)"),
     "negative rate": (["--prune_lr", "-1"], None, "--prune_lr must be between 1e-09 and 1, got -1"),
-    "unknown mask": (["--masks", "head,layer"], None, "--masks must be some of"),
+    "unknown mask": (["--masks", "head,layer"], None,
+                     "--masks must be some of mha,head,ffn,int,hidn, separated by commas, got "
+                     "head,layer"),
     "masks that cannot reach it": (["--masks", "head", "--sparsity", "0.9"], None,
                                    "--sparsity must be at most"),
     "masks that would leave nothing": (["--masks", "mha,ffn", "--sparsity", "0.95"], None,

@@ -19,7 +19,7 @@ from data.errors import UserError
 from data.harness import teacher as teacher_module
 from data.harness.charts import chart, plot_run
 from data.harness.journal import Journal
-from data.harness.teacher import CachedTeacher
+from data.harness.teacher import cache_teacher
 from data.tests.common import ODD, assert_close, make_bert, slow
 from data.tests.helpers import (Killed, Malicious, assert_same_files, command, kill_at, read_result,
                                 run_in_child, write_custom)
@@ -267,10 +267,12 @@ def test_cached_teacher(monkeypatch, case):
     config = replace(ODD, is_span=True, id2label=None) if case == "spans" else ODD
     max_bytes = 1000 if case == "too large" else 2**31
     monkeypatch.setattr(teacher_module, "MAX_TEACHER_CACHE_BYTES", max_bytes)
-    layers = [] if case == "no states" else cofi.distilled_layers(5)
-    num_steps = 7 if case == "one epoch" else 80
+    distilled = cofi.distilled_layers(5)
+    cfg = replace(cofi.Settings.for_task("rte"), batch_size=7,
+                  layer_weight=0.0 if case == "no states" else 0.5)
+    num_steps = 14 if case == "one epoch" else 15       # 98 or 105 examples: twice 50 are needed
     bert, calls = make_bert(config), []
-    teacher = CachedTeacher(bert, dataset, layers, num_steps, batch_size=7)
+    teacher = cache_teacher(bert, dataset, distilled, cfg, num_steps)
     assert teacher.is_cached == (case in ("cached", "no states"))
     bert.register_forward_hook(lambda *_: calls.append(1))
     for indices, batch in batches(dataset, 7, seed=3):
@@ -283,10 +285,12 @@ def test_cached_teacher(monkeypatch, case):
         assert_close(got.logits, expected.logits)
         if case == "no states":
             assert got.hidden_states == [None] * 6
-        for i in layers:
+        for i in distilled if case != "no states" else []:
             states, cached = (out.hidden_states[i + 1][inputs["attention_mask"]].float()
                               for out in (expected, got))
             assert torch.allclose(cached, states, rtol=2**-8, atol=1e-5)    # bfloat16: 8 bits
+    nothing = replace(cfg, pred_weight=0.0, layer_weight=0.0)
+    assert cache_teacher(bert, dataset, distilled, nothing, num_steps) is None
 
 
 # ---- charts --------------------------------------------------------------------------------------
