@@ -133,10 +133,14 @@ def test_ctrl_c(offline, folder, tmp_path):
 
 @pytest.fixture
 def limit_file_size():
-    """Return a function that limits the size of files, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    """Return a function that limits the size of files, as a full disk does. None: as before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+
+    yield limit
+    limit(None)
 
 
 def stop_while_pruning(flags):
@@ -154,7 +158,7 @@ def test_full_disk(offline, folder, tmp_path, capsys, limit_file_size):
     before = state.read_bytes()
     limit_file_size(len(before) // 2)
     assert cofi.main(flags) == 2
-    limit_file_size(resource.RLIM_INFINITY)
+    limit_file_size(None)
     error = capsys.readouterr().err.strip()
     assert "cannot be written" in error and "\n" not in error
     assert state.read_bytes() == before and not list(state.parent.glob("*.part"))
@@ -177,7 +181,7 @@ def test_log(tmp_path, limit_file_size):
     limit_file_size(40)
     with pytest.raises(UserError, match="log.jsonl cannot be written"):
         again.log({"stage": "two", "step": 1})
-    limit_file_size(resource.RLIM_INFINITY)
+    limit_file_size(None)
     assert again.records() == [{"stage": "one", "step": 1}]
 
 
