@@ -21,8 +21,8 @@ Read it from the top, in the order of the paper:
 
 Reading data, keeping files and printing are left to the package data/.
 
-A § at the end of a line marks an equation: with a number, of that section of the paper; without
-one, of another paper or ours. `python test_cofi.py --guide` lists them with their tests.
+A § at the end of a line marks an equation. A number is the section of the paper; a bare § stands
+for its appendix, another paper, or ours. `python test_cofi.py --guide` lists all with their tests.
 A shape at the end of a line is the shape of the value that the line makes. Letters of the shapes:
 
     B batch   T tokens   L layers   d hidden size   h heads   k size of a head   f FFN units
@@ -146,6 +146,7 @@ class Settings(RunConfig):
 #     MHA(X)   = z_mha sum_i z_head[i] Att(W_Q[i], W_K[i], W_V[i], W_O[i], X)
 #     FFN(X)   = z_ffn gelu(X W_U) diag(z_int) W_D
 #     X        = LayerNorm(X + MHA(X) z_hidn),  then  X = LayerNorm(X + FFN(X) z_hidn)
+#     X        = X where MHA or FFN is dead: then its LayerNorm is skipped, too
 #     Att(X)   = softmax(X W_Q (X W_K)^T / sqrt(k)) X W_V W_O
 #
 # z_mha and z_ffn are one number for each layer, z_head one for each head, z_int one for each FFN
@@ -162,8 +163,8 @@ class Settings(RunConfig):
 #     var  = sum_j kept[j] (x[j] - mean)^2 / sum_j kept[j]
 #     y    = ((x - mean) / sqrt(var + eps) weight + bias) z_hidn
 #
-# DEPARTURE: a sub-layer is also dead if all of its heads or FFN units are. The paper asks for its
-# own mask alone. Then "no weights left" always means "does nothing".
+# DEPARTURE: a sub-layer is also dead if all of its heads or FFN units are closed. In the paper only
+# z_mha or z_ffn decides. Here "no weights left" always means "does nothing".
 # DEPARTURE: the authors' code multiplies the embeddings by z_hidn before LayerNorm as well. The
 # masked LayerNorm ignores those dimensions anyway.
 
@@ -234,17 +235,17 @@ class MHA(nn.Module):
 
     def scores(self, x):
         """Return the attention scores before softmax. x (B, T, d). Returns (B, h, T, T)."""
-        q = self.split_heads(self.query(x))                         # (B, h, T, k)
-        k = self.split_heads(self.key(x))                           # (B, h, T, k)
-        return q @ k.transpose(-1, -2) / math.sqrt(self.k)          # (B, h, T, T)
+        queries = self.split_heads(self.query(x))                   # (B, h, T, k)
+        keys = self.split_heads(self.key(x))                        # (B, h, T, k)
+        return queries @ keys.transpose(-1, -2) / math.sqrt(self.k)     # (B, h, T, T)
 
     def forward(self, x, attention_bias, z_mha=None, z_head=None, z_hidn=None):
         """x (B, T, d); attention_bias (B, 1, 1, T), -inf at padding; z_mha (), z_head (h),
         z_hidn (d). Returns (B, T, d).
         """
         attention = (self.scores(x) + attention_bias).softmax(-1)   # (B, h, T, T)
-        v = self.split_heads(self.value(x))                         # (B, h, T, k)
-        heads = self.dropout(attention) @ v                         # (B, h, T, k)
+        values = self.split_heads(self.value(x))                    # (B, h, T, k)
+        heads = self.dropout(attention) @ values                    # (B, h, T, k)
         # z_head comes before `out`, which mixes the heads
         if z_head is not None:
             heads = apply_masks(heads, z_head[:, None, None])       # (B, h, T, k)   §3.1 MHA
@@ -547,13 +548,13 @@ def lagrangian(s, t, lambda1, lambda2):
 # --------------------------------------------------------------------------------------------------
 # 4. Distillation (§3.2)
 # --------------------------------------------------------------------------------------------------
-#     L_pred   = KL(p_t || p_s) at temperature T, times T^2
+#     L_pred   = KL(p_t || p_s) at temperature tau, times tau^2
 #     L_layer  = sum_i MSE(W_layer H_s[m(i)], H_t[i])      i over four teacher layers: 3, 6, 9, 12
 #     m(i)     = argmin_j MSE(W_layer H_s[j], H_t[i])      j over the student layers that are alive
 #     L_distil = pred_weight L_pred + layer_weight L_layer
 #
 # p_s and p_t are the predictions of student and teacher, H (B, T, d) their hidden states. A layer
-# is alive if it has weights left. There is no loss of the labels while a teacher is present.
+# is alive if it has weights left. There is no loss on the labels, unless L_pred is switched off.
 # W_layer is a d x d matrix that starts as the identity and is trained. On small data sets the
 # matching is ordered: a teacher layer may match only a student layer below the one that the teacher
 # layer above it has matched.
@@ -590,12 +591,14 @@ def pred_loss(student, teacher, temperature):
     p_t = (teacher / temperature).softmax(-1)
     log_p_s = (student / temperature).log_softmax(-1)
     kl = F.kl_div(log_p_s.flatten(0, -2), p_t.flatten(0, -2), reduction="batchmean")
-    # The gradient shrinks with 1 / T^2: multiply it back (Hinton et al. 2015).
+    # The gradient shrinks with 1 / tau^2: multiply it back (Hinton et al. 2015).
     return kl * temperature**2                                      # ()             §3.2 L_pred
 
 
 def distilled_layers(L):
-    """Return the teacher layers that are distilled, from 0: four, evenly spaced, the last included.
+    """Return the teacher layers that are distilled, from 0: about evenly spaced, the last included.
+
+    Four, if there are as many.
 
     Example:
     >>> distilled_layers(12), distilled_layers(6), distilled_layers(2)
@@ -694,10 +697,10 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer, alive):
 #     the highest log_alpha are open
 #
 # DEPARTURE: this rule alone misses the target by up to 1.5 points. Here all log_alpha are shifted
-# alike, as far up as the structure fits the budget of (1 - t) M weights. If the Lagrangian has
-# brought s to t, that is next to nothing. FFN units, the finest group, fill the rest of the budget:
-# those with the highest log_alpha, of whatever layer. So the sparsity is never below its target,
-# and above it by less than one unit.
+# alike, by the largest number for which the structure fits the budget of (1 - t) M weights. If the
+# Lagrangian has brought s to t, this number is almost 0. FFN units, the finest group, fill the rest
+# of the budget: see `fill`. So the sparsity is never below its target, and above it by less than
+# one unit (more only where masks of a group are exactly equal).
 #
 # A pruned matrix is diag(z_rows) W diag(z_columns) without the closed rows and columns. With the
 # masks folded into the weights, the pruned network has the outputs of the masked one.
@@ -767,17 +770,17 @@ def fill(z, group, log_alpha, fits):
         layer = LAYER_OF[group]
         of_closed = -descending_rank(log_alpha[layer])              # (L)
         priority = torch.where(z[layer] > 0, priority.T, of_closed).T
-        # all layers may be filled; one that stays without units is closed again
+        # all layers may be filled; final_masks closes those that stay without units
         z = z | {layer: torch.ones_like(z[layer])}
     # FAR apart, so that a higher priority wins whatever log_alpha is
     score = FAR * priority + log_alpha[group]
     rank = descending_rank(score.flatten()).view_as(score)
 
-    def first(n):
-        return z | {group: (rank < n).to(score)}
+    def keep_first(count):
+        return z | {group: (rank < count).to(score)}
 
-    n, _ = bisect(lambda n: fits(first(n)), 0, rank.numel() + 1)
-    return first(n)
+    count, _ = bisect(lambda count: fits(keep_first(count)), 0, rank.numel() + 1)
+    return keep_first(count)
 
 
 @torch.no_grad()
@@ -807,8 +810,8 @@ def final_masks(masks, t):
     fitting, too_large = bisect(lambda shift: fits(structure(shift)), -FAR, FAR)
     z = fill(structure(fitting), finest, log_alpha, fits)
     if z[finest].all():
-        # Even the whole finest group may not fill the budget. Then the next head, layer or
-        # dimension is opened as well, and the finest group makes room for it.
+        # All of the finest group is open, and weights may still be left over. Then take the next
+        # larger structure, with one more head, layer or dimension, and close units until it fits.
         trimmed = fill(structure(too_large), finest, log_alpha, fits)
         z = trimmed if fits(trimmed) else z
     for units, layer in LAYER_OF.items():
@@ -822,8 +825,9 @@ def final_masks(masks, t):
 def fold(new, old, rows, columns):
     """Write diag(rows) W diag(columns), without closed rows and columns, into a smaller module.
 
-    old: a Linear or Embedding; rows (out), columns (in): masks, 0 removes, any other value is
-    folded in; new: its counterpart of the size that is left. A bias belongs to the rows.
+    old: a Linear or Embedding (its rows are tokens); rows, columns: masks of the two dimensions of
+    its weight, 0 removes, any other value is folded in; new: its counterpart of the size that is
+    left. A bias belongs to the rows.
     """
     # remove first: closed rows and columns are often most of the matrix
     open_rows = rows > 0
@@ -847,11 +851,11 @@ def fold_mha(new, old, z_mha, z_head, z_hidn):
     Query, key and value read the residual stream and only lose what is closed: sign() is 1 where
     z > 0. z_mha (), z_head (h), z_hidn (d).
     """
-    z_columns = z_head.repeat_interleave(old.k)                     # (h k)
+    z_wide = z_head.repeat_interleave(old.k)                        # (h k)
     # the rows of query, key and value are heads, whose mask goes into `out`: once is enough
     for name in ("query", "key", "value"):
-        fold(getattr(new, name), getattr(old, name), z_columns.sign(), z_hidn.sign())
-    fold(new.out, old.out, z_mha * z_hidn, z_columns)
+        fold(getattr(new, name), getattr(old, name), z_wide.sign(), z_hidn.sign())
+    fold(new.out, old.out, z_mha * z_hidn, z_wide)
     fold_norm(new.norm, old.norm, z_hidn)
 
 
@@ -909,14 +913,15 @@ def prune_model(bert, z):
 #     prune      min over weights, log_alpha,
 #                max over lambda1, lambda2:    L_distil + L_c
 #     finetune   min over weights:              L_distil, of the pruned network
-#     t          0 until the masks start, then a linear rise to the target sparsity
+#     t          from the step at which the masks start: a linear rise from 0 to the target
 #
 # The masks start late, so that the student first learns the task a little. While t rises, the
-# weights have time to move what they know out of the parts that close. After the ramp, the
-# remaining steps train the structure that was found.
+# weights have time to move what they know out of the parts that close. In the remaining steps t is
+# constant: masks and weights settle.
 #
 # DEPARTURE: the authors' code updates the multipliers with Adam: a step of .01 whatever s - t is.
-# Here plain gradient ascent: a step in proportion to s - t. lambda2 starts at 100 instead of 0.
+# Here plain gradient ascent: a step in proportion to s - t. lambda2 starts at 100 (toy: 1,000), not
+# at 0.
 # DEPARTURE: in a run of fewer than 10,000 steps the learning rates of masks and multipliers are
 # scaled up. From open to closed is the same distance in few steps as in many.
 # DEPARTURE: the learning rate falls linearly to 0 in all stages; in the paper it is constant in the
@@ -972,8 +977,8 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
     """Run one stage, in place: "teacher" on labels, "prune" with masks, "finetune" without.
 
     data: a Dataset; journal: the Journal of the run, from which an interrupted stage resumes;
-    teacher: a CachedTeacher, or None for the labels. Returns m at the last step, a list or None,
-    and the seconds of the stage.
+    teacher: a CachedTeacher, or None for the labels. Returns m at the last step (which is always
+    logged), a list or None, and the seconds of the stage.
     """
     device = bert.classifier.weight.device
     num_steps, lr = steps_and_lr(stage, len(data.train), cfg)

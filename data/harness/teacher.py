@@ -1,4 +1,4 @@
-"""The teacher during distillation: a network, or a cache of what it says."""
+"""The teacher during distillation: a network, or a cache of its outputs."""
 from types import SimpleNamespace
 
 import torch
@@ -43,7 +43,8 @@ class CachedTeacher:
         """Return where the tokens of these examples are in `states`, (B, T), up to column T."""
         offsets = torch.as_tensor(self.dataset.offsets[indices], device=self.device)    # (B)
         positions = offsets[:, None] + torch.arange(T, device=self.device)              # (B, T)
-        # A column of padding points at the next example, or past the last one: any token will do.
+        # A column of padding points at the next example, or past the last one. Any token will do:
+        # layer_loss gives padding the weight 0.
         return positions.clamp(max=len(self.dataset.input_ids) - 1)
 
     def fill(self):
