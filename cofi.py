@@ -50,13 +50,13 @@ from data.checkpoint import load_encoder, load_weights, read_finetuned, read_wei
 from data.errors import UserError
 from data.harness.cli import EPOCHS, LEARNING_RATE, SHARE, WEIGHT, RunConfig, flag
 from data.harness.commands import run_cli
-from data.harness.console import COFI_HEADER, COFI_LEGEND, cofi_line
+from data.harness.console import COFI_HEADER, COFI_LEGEND, cofi_line, print_header
 from data.harness.device import autocast, to_device
 from data.harness.evaluate import evaluate, training_batches
 from data.harness.progress import Progress
 from data.harness.report import finish_run, load_report, print_report
-from data.harness.runs import check_reachable, get_teacher, open_journal, resume_key, run_dir
-from data.harness.runs import setup
+from data.harness.runs import check_reachable, get_teacher, load_data, open_journal, resume_key
+from data.harness.runs import run_dir, setup
 from data.harness.teacher import cache_teacher
 
 # --------------------------------------------------------------------------------------------------
@@ -1055,16 +1055,18 @@ def init_student(cfg, config, device):
 
 def run(cfg):
     """Run everything, from teacher to report. What was finished earlier is not done again."""
-    device, tokenizer, data, config = setup(cfg, Config)
+    device, tokenizer, config = setup(cfg, Config)
     torch.manual_seed(cfg.seed)
     masks = Masks(config, cfg.groups())
+    # what is impossible is refused before anything is downloaded or trained
     check_reachable(masks, cfg)
+    data, config = load_data(cfg, config, tokenizer)
     folder = run_dir(cfg, [cfg.task, f"{cfg.sparsity:g}"])
     key = resume_key(cfg, data)
     if load_report(cfg, folder, key, print_report):
         return
     student, notes = init_student(cfg, config, device)
-    print("\n".join([f"run        {folder}", *notes, "", COFI_LEGEND + COFI_HEADER]))
+    print_header(folder, notes, COFI_LEGEND + COFI_HEADER)
 
     # The teacher is fine-tuned on the labels, or found where an earlier run has left it.
     scores = {}

@@ -49,13 +49,14 @@ from data.errors import UserError
 from data.files import write_json
 from data.harness.cli import RunConfig, check_in_range, flag
 from data.harness.commands import run_cli
-from data.harness.console import SPARSEBERT_HEADER, SPARSEBERT_LEGEND, sparsebert_line
+from data.harness.console import SPARSEBERT_HEADER, SPARSEBERT_LEGEND, print_header
+from data.harness.console import sparsebert_line
 from data.harness.device import autocast, device_name, to_device
 from data.harness.evaluate import evaluate, training_batches
 from data.harness.progress import Progress
 from data.harness.report import comparison_table, load_report, print_compression
-from data.harness.runs import get_teacher, load_finished, open_journal, resume_key, run_dir
-from data.harness.runs import save_model, setup
+from data.harness.runs import get_teacher, load_data, load_finished, open_journal, resume_key
+from data.harness.runs import run_dir, save_model, setup
 from data.sparse import save_sparse, speedup_csr
 from data.tasks import Dataset
 from data.tokenized import batches, concatenate
@@ -552,16 +553,17 @@ def print_comparison(folder, result):
 
 def run(cfg):
     """Run every strategy at every sparsity. What was finished earlier is not done again."""
-    device, tokenizer, data, config = setup(cfg, cofi.Config)
+    device, tokenizer, config = setup(cfg, cofi.Config)
     for sparsity in cfg.sparsities():       # report what is impossible before any training
         check_block(config, sparsity, cfg.block)
         if "small_dense" in cfg.strategy.split(","):
             small_dense_sizes(config, sparsity)
+    data, config = load_data(cfg, config, tokenizer)
     folder, key = run_dir(cfg, ["sparsebert", cfg.task, cfg.sparsity]), resume_key(cfg, data)
     if load_report(cfg, folder, key, print_comparison):
         return
     _, notes = init_student(cfg, config, device)
-    print("\n".join([f"run        {folder}", *notes, "", cofi.COFI_HEADER]))
+    print_header(folder, notes, cofi.COFI_HEADER)
     teacher, teacher_scores, _ = get_teacher(
         cfg, config, data, tokenizer, device, cofi.load_finetuned, init_student, cofi.train,
         cofi.cofi_line)

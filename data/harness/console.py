@@ -1,4 +1,4 @@
-"""The columns of the printed log, for both programs."""
+"""The printed log of both programs: its head and its lines."""
 
 COFI_LEGEND = """\
 L_pred   mean since the line above         s        expected sparsity       score  on the dev set
@@ -16,6 +16,14 @@ s                         share of zeros;   dev: score on the dev set
 
 """
 SPARSEBERT_HEADER = "strategy           step  L_hidden     L_att    L_pred       s     dev"
+
+
+def print_header(folder, notes, columns):
+    """Print what a run begins with: its folder, notes for the user, and the head of the log."""
+    print(f"run        {folder}")
+    for note in notes:
+        print(f"note       {note}")
+    print(f"\n{columns}")
 
 
 def cofi_line(record):

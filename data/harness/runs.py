@@ -2,7 +2,7 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -21,10 +21,9 @@ TEACHER_KEY_FIELDS = ("task", "data", "model", "seed", "batch_size", "max_length
 
 
 def setup(cfg, make_config):
-    """Prepare a run: device, tokenizer, the Dataset, and the Config of a model for this task.
+    """Prepare a run: (device, tokenizer, Config of the model). Sets the number of threads.
 
-    make_config: cofi.Config. Sets the number of threads. Raises UserError for a model that is
-    pruned already.
+    make_config: cofi.Config. Raises UserError for a model that is pruned already.
     """
     set_threads(cfg.threads)
     sizes = read_config(cfg.model)
@@ -33,10 +32,14 @@ def setup(cfg, make_config):
         if len(set(sizes[key])) > 1:
             raise UserError(f"--model must be a dense model, got {cfg.model}, which is pruned "
                             "already. Try the model it came from")
-    max_length = min(cfg.max_length, sizes["max_position_embeddings"])
+    return pick_device(cfg.device), tokenizer, make_config(**sizes)
+
+
+def load_data(cfg, config, tokenizer):
+    """Load the task of a run. Returns the Dataset, and the Config of a model for this task."""
+    max_length = min(cfg.max_length, config.max_position_embeddings)
     data = load_task(cfg.task, tokenizer, max_length, cfg.data)
-    sizes |= {"id2label": data.names, "is_span": data.is_span, "task": cfg.task}
-    return pick_device(cfg.device), tokenizer, data, make_config(**sizes)
+    return data, replace(config, id2label=data.names, is_span=data.is_span, task=cfg.task)
 
 
 @torch.no_grad()

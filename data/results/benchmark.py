@@ -21,8 +21,8 @@ import cofi
 from data.errors import UserError
 from data.harness.device import autocast, device_name, has_bf16, synchronize, to_device
 from data.harness.report import measure_speedup
-from data.harness.runs import setup
-from data.harness.teacher import CachedTeacher
+from data.harness.runs import load_data, setup
+from data.harness.teacher import cache_teacher
 
 # ---- the same step, written in the plainest way --------------------------------------------------
 
@@ -264,7 +264,7 @@ def benchmark_step(cfg, config, device, data, turns):
     num_batches = math.ceil(len(data.train) / cfg.batch_size)
     journal = Turns(others, turns, num_batches, device)
     num_steps, _ = cofi.steps_and_lr("prune", len(data.train), cfg)
-    cached = CachedTeacher(teacher, data.train, cofi.distilled_layers(L), num_steps, cfg.batch_size)
+    cached = cache_teacher(teacher, data.train, cofi.distilled_layers(L), cfg, num_steps)
     cofi.train("prune", student, data, cfg, journal, cached, W_layer, masks)
 
     ours = journal.times["a pruning step"]
@@ -309,7 +309,8 @@ def benchmark(model, task, batch_size, threads, turns, device):
     """
     cfg = replace(cofi.Settings.for_task(task), model=model, batch_size=batch_size,
                   threads=threads, mask_start=0.0, device=device, prune_epochs=1e4)
-    device, _, data, config = setup(cfg, cofi.Config)
+    device, tokenizer, config = setup(cfg, cofi.Config)
+    data, config = load_data(cfg, config, tokenizer)
     if not config.id2label:
         raise UserError(f"--task must have classes for the benchmark, got {task}")
     benchmark_step(cfg, config, device, data, turns)

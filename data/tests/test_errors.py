@@ -13,7 +13,7 @@ import cofi
 import sparsebert
 from data.harness.commands import COMMANDS
 from data.tests.common import slow
-from data.tests.helpers import Malicious, command, rewrite, write_custom
+from data.tests.helpers import Malicious, command, patch_load_task, rewrite, write_custom
 
 
 def check_refused(capsys, code, program, fragment):
@@ -139,6 +139,17 @@ def test_bad_arguments(offline, folder, tmp_path, capsys, monkeypatch, case):
     code = cofi.main([*command(folder, tmp_path), *arguments])
     check_refused(capsys, code, "cofi", fragment)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("main, arguments, fragment", [
+    (cofi.main, ["--masks", "head", "--sparsity", "0.9"], "--sparsity must be at most"),
+    (sparsebert.main, ["--block", "3"], "--block must divide")])
+def test_impossible_settings_are_refused_before_data_are_loaded(folder, tmp_path, capsys,
+                                                                monkeypatch, main, arguments,
+                                                                fragment):
+    patch_load_task(monkeypatch, lambda *_: pytest.fail("data were loaded"))
+    code = main([*command(folder, tmp_path), *arguments])
+    check_refused(capsys, code, main.__module__, fragment)
 
 
 @pytest.mark.parametrize("module", [cofi, sparsebert])
