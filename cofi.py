@@ -52,7 +52,7 @@ from data.harness.cli import EPOCHS, LEARNING_RATE, SHARE, WEIGHT, RunConfig, fl
 from data.harness.commands import run_cli
 from data.harness.console import COFI_HEADER, COFI_LEGEND, cofi_line, print_header
 from data.harness.device import autocast, to_device
-from data.harness.evaluate import evaluate, training_batches
+from data.harness.evaluate import evaluate_dev, training_batches
 from data.harness.progress import Progress
 from data.harness.report import finish_run, load_report, print_report
 from data.harness.runs import check_reachable, get_teacher, load_data, open_journal, resume_key
@@ -79,7 +79,8 @@ class Settings(RunConfig):
     sparsity: float = flag(
         0.95, "Share of the encoder's weights to prune (paper: .60 to .95)", range=(0, 0.99))
     masks: str = flag(
-        "mha,head,ffn,int,hidn", "Masks to learn; the others stay open (paper: all)")
+        "mha,head,ffn,int,hidn", "Masks to learn; the others stay open (paper: all)",
+        some_of=("mha", "head", "ffn", "int", "hidn"))
     matching: str = flag(
         "free", "Layer matching (paper: ordered on small sets, free on others)",
         choices=("free", "ordered", "fixed"))
@@ -118,12 +119,23 @@ class Settings(RunConfig):
 
     # what differs on some tasks: the paper's table of hyper-parameters; the toy's are ours
     TASK_DEFAULTS = {
-        "small": {"matching": "ordered", "prune_epochs": 100.0,
-                  "mask_start": 4 / 100, "sparsity_warmup": 20 / 100},
-        "squad": {"prune_lr": 3e-5},
-        "toy": {"matching": "ordered", "prune_epochs": 7.0, "finetune_epochs": 3.0,
-                "mask_start": 0.1, "sparsity_warmup": 0.5, "sparsity": 0.9,
-                "prune_lr": 5e-4, "finetune_lr": 5e-4, "lambda2": 1000.0}}
+        "small": {
+            "matching": "ordered",
+            "prune_epochs": 100.0,
+            "mask_start": 4 / 100,
+            "sparsity_warmup": 20 / 100},
+        "squad": {
+            "prune_lr": 3e-5},
+        "toy": {
+            "sparsity": 0.9,
+            "matching": "ordered",
+            "prune_epochs": 7.0,
+            "finetune_epochs": 3.0,
+            "mask_start": 0.1,
+            "sparsity_warmup": 0.5,
+            "prune_lr": 5e-4,
+            "finetune_lr": 5e-4,
+            "lambda2": 1000.0}}
 
     def groups(self):
         """Return the names of the masks to learn."""
@@ -132,12 +144,9 @@ class Settings(RunConfig):
     def check(self):
         """Raise UserError for the first setting that is not allowed."""
         super().check()
-        if not set(self.groups()) <= set(Masks.GROUPS):
-            raise UserError(f"--masks must be some of mha,head,ffn,int,hidn, separated by commas, "
-                            f"got {self.masks}")
         if self.mask_start + self.sparsity_warmup > 1:
-            raise UserError(f"--mask_start and --sparsity_warmup must be at most 1 together, got "
-                            f"{self.mask_start:g} and {self.sparsity_warmup:g}")
+            raise UserError(f"--mask_start plus --sparsity_warmup must be at most 1, got "
+                            f"{self.mask_start:g} and {self.sparsity_warmup:g}. Try smaller shares")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -189,12 +198,9 @@ class Config:
 
 def apply_masks(x, *masks):
     """Multiply x by its masks, in the precision of x. None is a mask that does not exist."""
+    masks = [z for z in masks if z is not None]
     # Masks are fp32. bf16 times fp32 would give fp32: twice as much memory to move.
-    product = None
-    for z in masks:
-        if z is not None:
-            product = z if product is None else product * z
-    return x if product is None else x * product.to(x.dtype)
+    return x * math.prod(masks).to(x.dtype) if masks else x
 
 
 class MaskedLayerNorm(nn.LayerNorm):
@@ -239,11 +245,15 @@ class MHA(nn.Module):
         keys = self.split_heads(self.key(x))                        # (B, h, T, k)
         return queries @ keys.transpose(-1, -2) / math.sqrt(self.k)     # (B, h, T, T)
 
-    def forward(self, x, attention_bias, z_mha=None, z_head=None, z_hidn=None):
-        """x (B, T, d); attention_bias (B, 1, 1, T), -inf at padding; z_mha (), z_head (h),
+    def forward(self, x, attention_mask, z_mha=None, z_head=None, z_hidn=None):
+        """x (B, T, d); attention_mask (B, T) bool, False at padding; z_mha (), z_head (h),
         z_hidn (d). Returns (B, T, d).
         """
-        attention = (self.scores(x) + attention_bias).softmax(-1)   # (B, h, T, T)
+        # after softmax no token attends to padding; softmax in fp32: bf16 has three digits
+        padding = ~attention_mask[:, None, None]                    # (B, 1, 1, T)
+        scores = self.scores(x).float()                             # (B, h, T, T)
+        scores = scores.masked_fill(padding, -torch.inf)            # (B, h, T, T)
+        attention = scores.softmax(-1)                              # (B, h, T, T)
         values = self.split_heads(self.value(x))                    # (B, h, T, k)
         heads = self.dropout(attention) @ values                    # (B, h, T, k)
         # z_head comes before `out`, which mixes the heads
@@ -290,16 +300,20 @@ class Layer(nn.Module):
         self.mha = MHA(config, h) if h else None
         self.ffn = FFN(config, f) if f else None
 
-    def forward(self, x, attention_bias, z_mha=None, z_head=None, z_ffn=None, z_int=None,
+    def forward(self, x, attention_mask, z_mha=None, z_head=None, z_ffn=None, z_int=None,
                 z_hidn=None):
-        """x (B, T, d); attention_bias (B, 1, 1, T); the masks of this layer. Returns (B, T, d)."""
-        # torch.where instead of `if`: reading a mask would make the CPU wait for the GPU
-        if self.mha is not None:
-            y = self.mha(x, attention_bias, z_mha, z_head, z_hidn)  # (B, T, d)
-            x = y if z_mha is None else torch.where(is_alive(z_mha, z_head), y, x)
-        if self.ffn is not None:
+        """x (B, T, d); attention_mask (B, T); the masks of this layer. Returns (B, T, d)."""
+        if self.mha:
+            y = self.mha(x, attention_mask, z_mha, z_head, z_hidn)  # (B, T, d)
+            if z_mha is not None:
+                # not `if is_alive`: reading a mask would make the CPU wait for the GPU
+                y = torch.where(is_alive(z_mha, z_head), y, x)      # (B, T, d)
+            x = y
+        if self.ffn:
             y = self.ffn(x, z_ffn, z_int, z_hidn)                   # (B, T, d)
-            x = y if z_ffn is None else torch.where(is_alive(z_ffn, z_int), y, x)
+            if z_ffn is not None:
+                y = torch.where(is_alive(z_ffn, z_int), y, x)       # (B, T, d)
+            x = y
         return x
 
 
@@ -353,21 +367,17 @@ class BERT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def forward(self, input_ids, token_type_ids, attention_mask, z_mha=None, z_head=None,
-                z_ffn=None, z_int=None, z_hidn=None):
+    def forward(self, input_ids, token_type_ids, attention_mask, z_hidn=None, **z):
         """input_ids, token_type_ids (B, T) int64; attention_mask (B, T) bool, False at padding.
 
-        Give all five masks or none; one that is switched off is a tensor of ones. Returns Output.
+        z: z_mha, z_head, z_ffn, z_int. Give all five masks or none; one that is switched off is a
+        tensor of ones. Returns Output.
         """
-        # -inf at padding: after softmax no token attends to it
-        attention_bias = torch.zeros_like(attention_mask, dtype=torch.float)        # (B, T)
-        attention_bias = attention_bias.masked_fill(~attention_mask, -torch.inf)    # (B, T)
-        attention_bias = attention_bias[:, None, None]              # (B, 1, 1, T)
         x = self.embeddings(input_ids, token_type_ids, z_hidn)      # (B, T, d)
         hidden_states = [x]
         for i, layer in enumerate(self.layers):
-            z = [None if z is None else z[i] for z in (z_mha, z_head, z_ffn, z_int)]
-            x = layer(x, attention_bias, *z, z_hidn)                # (B, T, d)
+            z_of_layer = {group: mask[i] for group, mask in z.items()}
+            x = layer(x, attention_mask, z_hidn=z_hidn, **z_of_layer)       # (B, T, d)
             hidden_states.append(x)
         if self.config.is_span:
             logits = self.classifier(x).transpose(1, 2)             # (B, 2, T)
@@ -388,14 +398,15 @@ def load_finetuned(model):
     return load_weights(BERT(Config(**sizes)), weights, model)
 
 
-def load_pretrained(model, config):
+def load_pretrained(model, config, seed=0):
     """Load a pre-trained BERT and initialize a new classifier for the classes of config.
 
+    Every stage of a run begins with the same classifier, because it is drawn from the same seed.
     Returns (BERT, notes for the user, one line each). Raises UserError as load_finetuned.
     """
-    weights = read_weights(model)
+    torch.manual_seed(seed)
     bert = BERT(config)
-    notes = load_encoder(bert, weights, model)
+    notes = load_encoder(bert, read_weights(model), model)
     return bert, notes
 
 
@@ -466,8 +477,13 @@ class Masks(nn.Module):
         L = len(config.heads_per_layer)
         h = config.heads_per_layer[0]
         f = config.ffn_per_layer[0]
-        shapes = (L,), (L, h), (L,), (L, f), (config.hidden_size,)
-        for group, shape in zip(self.GROUPS, shapes):
+        shapes = {
+            "z_mha": (L,),
+            "z_head": (L, h),
+            "z_ffn": (L,),
+            "z_int": (L, f),
+            "z_hidn": (config.hidden_size,)}
+        for group, shape in shapes.items():
             if group in groups:
                 # a little noise, so that no two masks are equal
                 log_alpha = LOG_ALPHA_INIT + 0.01 * torch.randn(shape)
@@ -513,7 +529,9 @@ class Masks(nn.Module):
 #     s    = 1 - size / M,    M the size with every mask at 1: 84,934,656 for BERT-base
 #     L_c  = lambda1 (s - t) + lambda2 (s - t)^2
 #
+# The paper calls the first sum s; what it means, and its code computes, is 1 - size / M.
 # A head has 4 matrices of k columns (or rows), an FFN unit is a column of W_U and a row of W_D.
+# (In PyTorch the weight of a Linear is the transposed matrix: there it is a row of `up`.)
 # Embeddings, biases and LayerNorms do not count. The sums over j and over (l, i) factorize, so the
 # einsums below need no tensor of size d x L f.
 #
@@ -612,7 +630,7 @@ def alive_layers(bert, z):
     if z:
         return is_alive(z["z_mha"], z["z_head"]) | is_alive(z["z_ffn"], z["z_int"])
     # without masks: sub-layers of a pruned network may be missing
-    alive = [layer.mha is not None or layer.ffn is not None for layer in bert.layers]
+    alive = [bool(layer.mha or layer.ffn) for layer in bert.layers]
     return torch.tensor(alive, device=bert.classifier.weight.device)
 
 
@@ -621,21 +639,18 @@ def match_layers(distance, alive, matching):
 
     distance (n, L): of teacher layer i to student layer j; alive (L) bool. free: the closest alive
     layer. ordered: the closest alive layer below the one matched last, from the top down.
-    Returns m (n) and found (n) bool, False where there was no candidate.
+    Returns m (n), -1 where there was no candidate.
     """
-    n, L = distance.shape
-    layer = torch.arange(L, device=distance.device)
-    m = [None] * n
-    found = [None] * n
-    limit = torch.full_like(layer[0], L)
-    for i in reversed(range(n)):
-        candidate = alive & (layer < limit)                         # (L)
-        m[i] = distance[i].masked_fill(~candidate, torch.inf).argmin()  # ()           §3.2 m(i)
-        found[i] = candidate.any()
+    m = []
+    candidates = alive                                              # (L)
+    for distance_i in reversed(distance):
+        closest = distance_i.masked_fill(~candidates, torch.inf).argmin()  # ()        §3.2 m(i)
+        closest = torch.where(candidates.any(), closest, -1)        # ()
+        m.insert(0, closest)
         if matching == "ordered":
-            # argmin over no candidate gives 0, so nothing below finds a candidate either
-            limit = m[i]
-    return torch.stack(m), torch.stack(found)
+            is_below = torch.arange(len(alive), device=alive.device) < closest      # (L)
+            candidates = alive & is_below                           # (L)
+    return torch.stack(m)
 
 
 def layer_loss(student, teacher, attention_mask, W_layer, alive, matching):
@@ -647,7 +662,8 @@ def layer_loss(student, teacher, attention_mask, W_layer, alive, matching):
     matching of earlier work: m(i) = i.
     """
     layers = distilled_layers(len(teacher))
-    H_s, H_t = torch.stack(student), torch.stack([teacher[i] for i in layers]).float()
+    H_s = torch.stack(student)                                      # (L, B, T, d)
+    H_t = torch.stack([teacher[i] for i in layers]).float()
     # one factor for the mean over tokens, padding excluded, and over dimensions
     weight = attention_mask / (attention_mask.sum() * H_t.shape[-1])    # (B, T)
 
@@ -657,14 +673,14 @@ def layer_loss(student, teacher, attention_mask, W_layer, alive, matching):
 
     if matching == "fixed":
         m = torch.tensor(layers, device=H_s.device).clamp(max=len(student) - 1)     # (n)
-        found = torch.ones_like(m, dtype=torch.bool)                # (n)
     else:
         # the choice has no gradient, only the loss of the chosen layers has
         with torch.no_grad():
             distance = torch.stack([mse(H) for H in H_s], dim=1)    # (n, L)
-            m, found = match_layers(distance, alive, matching)
-    loss = (mse(H_s[m]) * found).sum()                              # ()             §3.2 L_layer
-    return loss, torch.where(found, m, -1)
+            m = match_layers(distance, alive, matching)             # (n)
+    # m = -1 reads the last layer, but does not count
+    loss = (mse(H_s[m]) * (m >= 0)).sum()                           # ()             §3.2 L_layer
+    return loss, m
 
 
 def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer, alive):
@@ -675,12 +691,12 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer, alive):
     """
     # losses in fp32: bf16 has three digits
     m = None
-    layer = torch.zeros((), device=out.logits.device)
     if out_t and cfg.pred_weight:
         pred = pred_loss(out.logits.float(), out_t.logits.float(), cfg.temperature)
         loss = cfg.pred_weight * pred
     else:
         loss = pred = label_loss(out.logits.float(), labels)
+    layer = torch.zeros_like(pred)
     if out_t and cfg.layer_weight:
         layer, m = layer_loss(out.hidden_states[1:], out_t.hidden_states[1:], attention_mask,
                               W_layer, alive, cfg.matching)
@@ -696,10 +712,11 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer, alive):
 #     of a layer's heads, of its FFN units and of the hidden dimensions the round(sum P(z > 0)) with
 #     the highest log_alpha are open
 #
-# DEPARTURE: this rule alone misses the target by up to 1.5 points. Here all log_alpha are shifted
-# alike, by the largest number for which the structure fits the budget of (1 - t) M weights. If the
-# Lagrangian has brought s to t, this number is almost 0. FFN units, the finest group, fill the rest
-# of the budget: see `fill`. So the sparsity is never below its target, and above it by less than
+# DEPARTURE: this rule alone misses the target by up to 1.5 points. Here a number is added to all
+# log_alpha before it is applied: the largest one for which the structure fits the budget of
+# (1 - t) M weights. If the Lagrangian has brought s to t, it is almost 0. One more head or
+# dimension would be too large, so the finest group (the FFN units) gets a number of its own and
+# fills the rest of the budget. The sparsity is never below its target, and above it by less than
 # one unit (more only where masks of a group are exactly equal).
 #
 # A pruned matrix is diag(z_rows) W diag(z_columns) without the closed rows and columns. With the
@@ -708,25 +725,28 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer, alive):
 # DEPARTURE: the authors' code does not fold z_hidn into LayerNorm and into biases, so that masked
 # and pruned network differ.
 #
-# Which side of a matrix is pruned by what: query, key, value and up read the residual stream with
-# their columns, out and down write to it with their rows; their other sides are heads or units.
+# Which side of a weight is pruned by what: query, key, value and up read the residual stream with
+# their columns, out and down write to it with their rows (a Linear computes x W^T: its columns are
+# inputs, its rows outputs). Their other sides are heads or units.
 
 FINEST_FIRST = ("z_int", "z_hidn", "z_head", "z_mha", "z_ffn")
 LAYER_OF = {"z_head": "z_mha", "z_int": "z_ffn"}    # {units: mask of the sub-layer they are in}
 FAR = 1000.0                                        # more than any two log_alpha differ
 
 
-def bisect(good, low, high):
-    """Find where `good` changes from true to false: two numbers with the change between them.
+def bisect(fits):
+    """Return the largest shift that fits, and next to it the smallest one that does not.
 
     Example:
-    >>> low, high = bisect(lambda x: x * x <= 2, 0.0, 2.0)
-    >>> round(low, 6), round(high, 6)
-    (1.414214, 1.414214)
+    >>> largest, smallest = bisect(lambda shift: shift <= 0.5)
+    >>> round(largest, 6), round(smallest, 6)
+    (0.5, 0.5)
     """
-    for _ in range(50):
+    low = -FAR
+    high = FAR
+    for _ in range(60):
         middle = (low + high) / 2
-        if good(middle):
+        if fits(middle):
             low = middle
         else:
             high = middle
@@ -752,35 +772,12 @@ def deterministic_masks(p, rank):
     z = {}
     for group, chance in p.items():
         if group in ("z_mha", "z_ffn"):
-            z[group] = chance >= 0.5
+            is_open = chance >= 0.5
         else:
             expected = chance.sum(-1, keepdim=True).round()
-            z[group] = rank[group] < expected                       # § deterministic z
-    return {group: mask.to(p[group]) for group, mask in z.items()}
-
-
-def fill(z, group, log_alpha, fits):
-    """Return z with as many masks of one group open as fit: more than in z, or fewer.
-
-    They open in this order: what z keeps, then other units of open layers, then units of closed
-    layers, the best layer first. Within each of these the highest log_alpha comes first.
-    """
-    priority = 1 + z[group]                         # 2: kept, 1: not
-    if group in LAYER_OF:
-        layer = LAYER_OF[group]
-        of_closed = -descending_rank(log_alpha[layer])              # (L)
-        priority = torch.where(z[layer] > 0, priority.T, of_closed).T
-        # all layers may be filled; final_masks closes those that stay without units
-        z = z | {layer: torch.ones_like(z[layer])}
-    # FAR apart, so that a higher priority wins whatever log_alpha is
-    score = FAR * priority + log_alpha[group]
-    rank = descending_rank(score.flatten()).view_as(score)
-
-    def keep_first(count):
-        return z | {group: (rank < count).to(score)}
-
-    count, _ = bisect(lambda count: fits(keep_first(count)), 0, rank.numel() + 1)
-    return keep_first(count)
+            is_open = rank[group] < expected                        # § deterministic z
+        z[group] = is_open.to(chance)
+    return z
 
 
 @torch.no_grad()
@@ -793,27 +790,30 @@ def final_masks(masks, t):
     """
     log_alpha = {group: a.detach().cpu().double() for group, a in masks.log_alpha().items()}
     rank = {group: descending_rank(a) for group, a in log_alpha.items()}
-    ones = {group: torch.ones_like(a) for group, a in log_alpha.items()}
-    budget = math.floor((1 - t) * expected_size(masks.k, **ones).item() + 1e-6)     # § budget
     finest = next(group for group in FINEST_FIRST if log_alpha[group].isfinite().all())
 
-    def fits(z):
-        return expected_size(masks.k, **z) <= budget
-
-    def structure(shift):
-        p = {group: keep_prob(a + shift) for group, a in log_alpha.items()}
+    def structure(shift, layer_shift, unit_shift):
+        """unit_shift is added to the finest group, layer_shift to the layers that hold it."""
+        shifts = {finest: unit_shift, LAYER_OF.get(finest): layer_shift}
+        p = {group: keep_prob(a + shifts.get(group, shift)) for group, a in log_alpha.items()}
         z = deterministic_masks(p, rank)
         # without any hidden dimension there is no network
         z["z_hidn"][rank["z_hidn"] == 0] = 1
         return z
 
-    fitting, too_large = bisect(lambda shift: fits(structure(shift)), -FAR, FAR)
-    z = fill(structure(fitting), finest, log_alpha, fits)
-    if z[finest].all():
-        # All of the finest group is open, and weights may still be left over. Then take the next
-        # larger structure, with one more head, layer or dimension, and close units until it fits.
-        trimmed = fill(structure(too_large), finest, log_alpha, fits)
-        z = trimmed if fits(trimmed) else z
+    def fits(*shifts):
+        # 1e-12, far less than one weight of a BERT, is for rounding errors
+        return masks.sparsity(structure(*shifts)) >= t - 1e-12      # § budget
+
+    shift, too_large = bisect(lambda x: fits(x, x, x))
+    if fits(shift, FAR, FAR):
+        # all units together do not fill the budget: the next larger structure, with fewer units
+        shift = too_large
+    # layers stay as they are, unless all units of the open ones would not fill the budget
+    _, enough = bisect(lambda x: fits(shift, x, FAR))
+    layer_shift = max(shift, enough)
+    unit_shift, _ = bisect(lambda x: fits(shift, layer_shift, x))
+    z = structure(shift, layer_shift, unit_shift)
     for units, layer in LAYER_OF.items():
         # a layer without units has no effect, nor have the units of a closed layer
         z[layer] = is_alive(z[layer], z[units]).to(z[units])
@@ -877,24 +877,29 @@ def prune_model(bert, z):
     """
     # heads and FFN units that are left in each layer; a dead sub-layer has none
     z_hidn = z["z_hidn"]                                            # (d)
-    h = (z["z_head"] > 0).sum(1) * is_alive(z["z_mha"], z["z_head"])    # (L)
-    f = (z["z_int"] > 0).sum(1) * is_alive(z["z_ffn"], z["z_int"])      # (L)
-    config = replace(bert.config, hidden_size=int((z_hidn > 0).sum()), heads_per_layer=h.tolist(),
-                     ffn_per_layer=f.tolist())
+    mha_is_alive = is_alive(z["z_mha"], z["z_head"])                # (L)
+    ffn_is_alive = is_alive(z["z_ffn"], z["z_int"])                 # (L)
+    h = (z["z_head"] > 0).sum(1) * mha_is_alive                     # (L)
+    f = (z["z_int"] > 0).sum(1) * ffn_is_alive                      # (L)
+    config = replace(
+        bert.config,
+        hidden_size=int((z_hidn > 0).sum()),
+        heads_per_layer=h.tolist(),
+        ffn_per_layer=f.tolist())
     # On the meta device no weight is allocated or drawn: every one is written below, and training
     # continues with the same random numbers.
     with torch.device("meta"):
         small = BERT(config)
-    small = small.to_empty(device=z_hidn.device)
+    small.to_empty(device=z_hidn.device)
     for name in ("word", "position", "token_type"):
         old = getattr(bert.embeddings, name)
         every_row = z_hidn.new_ones(len(old.weight))
         fold(getattr(small.embeddings, name), old, every_row, z_hidn.sign())
     fold_norm(small.embeddings.norm, bert.embeddings.norm, z_hidn)
     for i, (new, old) in enumerate(zip(small.layers, bert.layers)):
-        if new.mha is not None:
+        if new.mha:
             fold_mha(new.mha, old.mha, z["z_mha"][i], z["z_head"][i], z_hidn)
-        if new.ffn is not None:
+        if new.ffn:
             fold_ffn(new.ffn, old.ffn, z["z_ffn"][i], z["z_int"][i], z_hidn)
     # a classifier of spans reads the residual stream, another one reads the pooler's outputs
     if bert.config.is_span:
@@ -933,15 +938,6 @@ MASK_LR_REFERENCE_STEPS = 10_000     # ours
 MAX_MASK_LR_SCALE = 20               # ours
 
 
-def steps_and_lr(stage, num_examples, cfg):
-    """Return the number of steps of a stage and its initial learning rate."""
-    # the settings of a stage share a prefix: prune_epochs, prune_lr
-    epochs = getattr(cfg, f"{stage}_epochs")
-    lr = getattr(cfg, f"{stage}_lr")
-    steps = math.ceil(epochs * math.ceil(num_examples / cfg.batch_size))
-    return min(steps, cfg.max_steps or steps), lr
-
-
 def target_sparsity(step, num_steps, cfg):
     """Return t at a step after the masks have started."""
     start = cfg.mask_start * num_steps
@@ -956,18 +952,20 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
     lambda1 and lambda2 up it.
     """
     # log_alpha is not among the clipped weights: the gradient of L_c must reach it undiminished
-    modules = [module for module in (bert, W_layer) if module is not None]
-    weights = [p for module in modules for p in module.parameters() if p.requires_grad]
+    parameters = nn.ModuleList([bert, W_layer]).parameters()
+    weights = [p for p in parameters if p.requires_grad]
     groups = [{"params": weights}]
     lambdas = lambda_optimizer = None
     if masks is not None:
-        scale = min(max(1, MASK_LR_REFERENCE_STEPS / num_steps), MAX_MASK_LR_SCALE)
+        scale = max(1, MASK_LR_REFERENCE_STEPS / num_steps)
+        scale = min(scale, MAX_MASK_LR_SCALE)
         groups.append({"params": masks.parameters(), "lr": cfg.mask_lr * scale})
-        lambdas = nn.ParameterList([torch.tensor(0.0), torch.tensor(cfg.lambda2)])
-        lambdas = lambdas.to(bert.classifier.weight.device)
+        lambda1 = torch.tensor(0.0)
+        lambda2 = torch.tensor(cfg.lambda2)
+        lambdas = nn.ParameterList([lambda1, lambda2]).to(bert.classifier.weight.device)
         # SGD, not Adam, whose step would hardly depend on how far s is from t
-        lambda_optimizer = torch.optim.SGD(lambdas.parameters(), cfg.lambda_lr * scale,
-                                           maximize=True)
+        lambda_optimizer = torch.optim.SGD(
+            lambdas.parameters(), lr=cfg.lambda_lr * scale, maximize=True)
     # no weight decay: it would pull log_alpha to 0, where final_z is one half
     optimizer = torch.optim.AdamW(groups, lr, weight_decay=0.0, fused=True)
     return weights, lambdas, optimizer, lambda_optimizer
@@ -976,23 +974,23 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
 def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=None):
     """Run one stage, in place: "teacher" on labels, "prune" with masks, "finetune" without.
 
-    data: a Dataset; journal: the Journal of the run, from which an interrupted stage resumes;
-    teacher: a CachedTeacher, or None for the labels. Returns m at the last step (which is always
-    logged), a list or None, and the seconds of the stage.
+    journal: from it an interrupted stage resumes; teacher: a CachedTeacher, or None for the labels.
+    Returns m at the last step, a list or None, and the seconds of the stage.
     """
     device = bert.classifier.weight.device
-    num_steps, lr = steps_and_lr(stage, len(data.train), cfg)
-    # seeded for each stage, so that it does not depend on what ran before; the student's
-    # embeddings are frozen, as in the authors' code: they do not count in the sparsity
+    num_steps = cfg.num_steps(stage, len(data.train))
+    lr = getattr(cfg, f"{stage}_lr")
+    # seeded for each stage, so that it does not depend on what ran before
     torch.manual_seed(cfg.seed)
-    bert.train().embeddings.requires_grad_(stage == "teacher")
+    bert.train()
+    # the student's embeddings are frozen, as in the authors' code: they do not count in s
+    bert.embeddings.requires_grad_(stage == "teacher")
     weights, lambdas, optimizer, lambda_optimizer = make_optimizers(
         bert, W_layer, masks, cfg, num_steps, lr)
     state = dict(bert=bert, W_layer=W_layer, masks=masks, lambdas=lambdas, optimizer=optimizer)
-    progress = Progress(journal, stage, num_steps, state, device, matching=None)
+    progress = Progress(journal, stage, num_steps, state, device)
     batches = training_batches(data.train, cfg.batch_size, cfg.seed, num_steps, progress.start_step)
-    # without masks the alive layers never change
-    unmasked_alive = alive_layers(bert, {})
+    alive = alive_layers(bert, {})
     for step, (indices, batch) in progress.steps(batches):
         inputs, labels = to_device(device, batch)
         # forward: one sample of the masks for the whole batch
@@ -1001,12 +999,14 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
             out_t = teacher(indices, inputs) if teacher else None
             out = bert(**inputs, **z)
 
-            # loss: L_distil, or the labels' loss without a teacher
-            alive = alive_layers(bert, z) if z else unmasked_alive
+            # loss: L_distil, or without a teacher the loss on the labels
+            if z:
+                alive = alive_layers(bert, z)
             loss, losses, m = distillation_loss(out, out_t, labels, inputs["attention_mask"], cfg,
                                                 W_layer, alive)
         if z:
-            s, t = masks.sparsity(), target_sparsity(step, num_steps, cfg)
+            s = masks.sparsity()
+            t = target_sparsity(step, num_steps, cfg)
             loss = loss + lagrangian(s, t, *lambdas)
 
         # backward
@@ -1022,17 +1022,15 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
             lambda_optimizer.step()
             lambda_optimizer.zero_grad()
             masks.soft_clamp_()
-
         progress.add(losses)
         if progress.should_log:
             # while pruning, the score is that of the network as it would be pruned now
             small = prune_model(bert, final_masks(masks, t)) if z else bert
-            score = evaluate(small, data.dev, data.metrics)[data.metrics[0]]
+            score = evaluate_dev(small, data)[data.metrics[0]]
             terms = {"s": s, "t": t, "lambda1": lambdas[0], "lambda2": lambdas[1]} if z else {}
-            progress.extra["matching"] = m = None if m is None else m.tolist()
             progress.log(("L_pred", "L_layer"), score=score, m=m, **terms)
         progress.save_if_due()
-    return progress.extra["matching"], progress.seconds()
+    return progress.logged.get("m"), progress.seconds()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1043,14 +1041,7 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
 #     pruned BERT      -- finetune, distilled from the teacher --> result
 #
 # The student starts from the pre-trained model, not from the teacher; the authors found no
-# difference. Teacher and student begin with the same classifier, because they share a seed.
-
-
-def init_student(cfg, config, device):
-    """Load the pre-trained model with a new classifier, the same for every stage of one seed."""
-    torch.manual_seed(cfg.seed)
-    bert, notes = load_pretrained(cfg.model, config)
-    return bert.to(device), notes
+# difference.
 
 
 def run(cfg):
@@ -1065,35 +1056,41 @@ def run(cfg):
     key = resume_key(cfg, data)
     if load_report(cfg, folder, key, print_report):
         return
-    student, notes = init_student(cfg, config, device)
+    student, notes = load_pretrained(cfg.model, config, cfg.seed)
+    student.to(device)
     print_header(folder, notes, COFI_LEGEND + COFI_HEADER)
 
     # The teacher is fine-tuned on the labels, or found where an earlier run has left it.
     scores = {}
     seconds = {}
     teacher, scores["teacher"], seconds["teacher"] = get_teacher(
-        cfg, config, data, tokenizer, device, load_finetuned, init_student, train, cofi_line)
+        cfg, config, data, tokenizer, device,
+        load_finetuned, load_pretrained, train, cofi_line)
     distilled = distilled_layers(len(teacher.config.heads_per_layer))
-    num_steps = sum(steps_and_lr(stage, len(data.train), cfg)[0] for stage in ("prune", "finetune"))
-    teacher_outputs = cache_teacher(teacher, data.train, distilled, cfg, num_steps)
+    teacher_outputs = cache_teacher(teacher, data.train, distilled, cfg)
 
     # Prune: the student learns log_alpha and weights together, then what is closed is removed.
     journal = open_journal(folder, key, cfg, cofi_line)
     masks = masks.to(device)
-    W_layer = nn.Linear(config.hidden_size, teacher.config.hidden_size, bias=False, device=device)
+    W_layer = nn.Linear(
+        config.hidden_size, teacher.config.hidden_size, bias=False, device=device)
+    # student and teacher come from one pre-trained model: their states begin alike
     nn.init.eye_(W_layer.weight)
-    m, seconds["prune"] = train("prune", student, data, cfg, journal, teacher_outputs, W_layer,
-                                masks)
+    m, seconds["prune"] = train(
+        "prune", student, data, cfg, journal, teacher_outputs, W_layer, masks)
     z = final_masks(masks, cfg.sparsity)
     small = prune_model(student, z)
-    scores["pruned"] = evaluate(small, data.dev, data.metrics)
+    scores["pruned"] = evaluate_dev(small, data)
 
     # Fine-tune what is left. W_layer reads the student's states, which have lost dimensions.
-    W_layer.weight = nn.Parameter(W_layer.weight.detach()[:, z["z_hidn"] > 0])
-    _, seconds["finetune"] = train("finetune", small, data, cfg, journal, teacher_outputs, W_layer)
-    scores["finetuned"] = evaluate(small, data.dev, data.metrics)
-    finish_run(cfg, journal, tokenizer, student, small, (z, distilled, m), scores, seconds,
-               count_encoder_weights)
+    kept = z["z_hidn"] > 0
+    W_layer.weight = nn.Parameter(W_layer.weight.detach()[:, kept])
+    _, seconds["finetune"] = train(
+        "finetune", small, data, cfg, journal, teacher_outputs, W_layer)
+    scores["finetuned"] = evaluate_dev(small, data)
+    finish_run(
+        cfg, journal, tokenizer, student, small, (z, distilled, m), scores, seconds,
+        count_encoder_weights)
 
 
 def main(arguments=None):

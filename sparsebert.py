@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import cofi
-from cofi import count_encoder_weights, init_student, label_loss, pred_loss, steps_and_lr
+from cofi import count_encoder_weights, label_loss, load_pretrained, pred_loss
 from data.checkpoint import read_mlm_head
 from data.errors import UserError
 from data.files import write_json
@@ -52,7 +52,7 @@ from data.harness.commands import run_cli
 from data.harness.console import SPARSEBERT_HEADER, SPARSEBERT_LEGEND, print_header
 from data.harness.console import sparsebert_line
 from data.harness.device import autocast, device_name, to_device
-from data.harness.evaluate import evaluate, training_batches
+from data.harness.evaluate import evaluate, evaluate_dev, training_batches
 from data.harness.progress import Progress
 from data.harness.report import comparison_table, load_report, print_compression
 from data.harness.runs import get_teacher, load_data, load_finished, open_journal, resume_key
@@ -76,7 +76,8 @@ class Settings(RunConfig):
     """Settings of SparseBERT besides those of every run."""
     sparsity: str = flag("0.95", "Share of zeros in each matrix, or several, separated by commas")
     strategy: str = flag("prune_first,finetune_first,distil",
-                         f"Some of {' '.join(STRATEGY_LABELS)}, separated by commas")
+                         f"Some of {' '.join(STRATEGY_LABELS)}, separated by commas",
+                         some_of=tuple(STRATEGY_LABELS))
     prune_epochs: float = flag(None, "Epochs (paper: 12 for MRPC, 5 for QNLI, on augmented data)",
                                range=(0.001, 1e4))
     prune_lr: float = flag(3e-5, "Learning rate (paper: 3e-5)", range=(1e-9, 1))
@@ -111,10 +112,6 @@ class Settings(RunConfig):
         super().check()
         for s in self.sparsities():
             check_in_range("sparsity", s, 0, 0.999)
-        for name in self.strategy.split(","):
-            if name not in STRATEGY_LABELS:
-                raise UserError(f"--strategy must be some of {', '.join(STRATEGY_LABELS)}, got "
-                                f"{name}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -267,7 +264,7 @@ def distillation_losses(bert, out, teacher, out_t, labels, attention_mask, heads
 def batch_losses(bert, teacher, inputs, labels, heads, use_labels):
     """Run the networks on a batch. Returns (L_hidden, L_att, L_pred) as a tensor (3).
 
-    Without a teacher: (0, 0, loss of the labels). See distillation_losses.
+    Without a teacher: (0, 0, loss on the labels). See distillation_losses.
     """
     out = bert(**inputs)
     if teacher is None:
@@ -374,7 +371,8 @@ def augment_dataset(data, cfg, config, tokenizer, device):
     """Return a copy of the task with its training set augmented."""
     special = [tokenizer.token_to_id(t) for t in ("[MASK]", "[PAD]", "[UNK]", "[CLS]", "[SEP]")]
     head = read_mlm_head(cfg.model, device)
-    bert, _ = init_student(cfg, config, device)
+    bert, _ = load_pretrained(cfg.model, config, cfg.seed)
+    bert.to(device)
     data = copy.copy(data)
     data.train = augment(data.train, bert, head, special[0], special, cfg.augment)
     return data
@@ -394,8 +392,7 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
     the settings. Returns the last dev scores and the seconds of training.
     """
     device = bert.classifier.weight.device
-    num_steps, lr = steps_and_lr("prune", len(data.train), cfg)
-    num_steps += extra_steps
+    num_steps = cfg.num_steps("prune", len(data.train)) + extra_steps
     schedule, s = pruning_schedule(num_steps, cfg, sparsity), 0.0
     if strategy in ("prune_first", "small_dense"):          # pruned before the first step
         schedule, s = {}, sparsity if masks else 0.0
@@ -404,10 +401,11 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
     weights = torch.tensor([cfg.hidden_weight, cfg.attention_weight, pred_weight], device=device)
     torch.manual_seed(cfg.seed)
     bert.train()
-    optimizer = torch.optim.AdamW(bert.parameters(), lr, weight_decay=cfg.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(bert.parameters(), cfg.prune_lr, fused=True,
+                                  weight_decay=cfg.weight_decay)
     progress = Progress(journal, f"{strategy}-{sparsity:g}", num_steps,
                         {"bert": bert, "optimizer": optimizer}, device, log_lines=5,
-                        masks=masks, s=s, scores=None)
+                        masks=masks, s=s)
     state = progress.extra
     masks.update({name: mask.to(device) for name, mask in state["masks"].items()})
     state["masks"] = masks
@@ -428,7 +426,7 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
 
         # step
         if cfg.decay:
-            optimizer.param_groups[0]["lr"] = lr * (1 - (step - 1) / num_steps)
+            optimizer.param_groups[0]["lr"] = cfg.prune_lr * (1 - (step - 1) / num_steps)
         optimizer.step()
         if step in schedule:
             state["s"] = schedule[step]
@@ -439,11 +437,11 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
 
         progress.add(losses.detach())
         if progress.should_log:
-            state["scores"] = evaluate(bert, data.dev, data.metrics)
+            scores = evaluate_dev(bert, data)
             progress.log(("L_hidden", "L_att", "L_pred"), strategy=strategy, target=sparsity,
-                         s=state["s"], scores=state["scores"])
+                         s=state["s"], scores=scores)
         progress.save_if_due()
-    return state["scores"], progress.seconds()
+    return progress.logged["scores"], progress.seconds()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -517,7 +515,8 @@ class Comparison:
         if strategy == "finetune_first":
             bert = copy.deepcopy(self.teacher)
         else:
-            bert, _ = init_student(self.cfg, self.config, self.teacher.classifier.weight.device)
+            bert, _ = load_pretrained(self.cfg.model, self.config, self.cfg.seed)
+            bert.to(self.teacher.classifier.weight.device)
         if strategy == "small_dense":
             small, heads = small_dense(bert, sparsity)
             return small, {}, heads
@@ -536,7 +535,7 @@ class Comparison:
         bert, masks, heads = self.start(strategy, sparsity)
         teacher = self.teacher if strategy in ("distil", "small_dense") else None
         # the others have the steps of their teacher behind them, prune_first has no teacher
-        teacher_steps, _ = steps_and_lr("teacher", len(self.data.train), cfg)
+        teacher_steps = cfg.num_steps("teacher", len(self.data.train))
         extra_steps = teacher_steps if strategy == "prune_first" else 0
         scores, seconds = train(strategy, bert, self.augmented, cfg, self.journal, masks, sparsity,
                                 teacher, heads, extra_steps)
@@ -562,11 +561,11 @@ def run(cfg):
     folder, key = run_dir(cfg, ["sparsebert", cfg.task, cfg.sparsity]), resume_key(cfg, data)
     if load_report(cfg, folder, key, print_comparison):
         return
-    _, notes = init_student(cfg, config, device)
+    _, notes = load_pretrained(cfg.model, config, cfg.seed)
     print_header(folder, notes, cofi.COFI_HEADER)
     teacher, teacher_scores, _ = get_teacher(
-        cfg, config, data, tokenizer, device, cofi.load_finetuned, init_student, cofi.train,
-        cofi.cofi_line)
+        cfg, config, data, tokenizer, device, cofi.load_finetuned, load_pretrained,
+        cofi.train, cofi.cofi_line)
     for name in ("hidden_size", "attention_head_size", "heads_per_layer", "ffn_per_layer"):
         if getattr(teacher.config, name) != getattr(config, name):
             raise UserError(f"--teacher must have the {name} of {cfg.model}, got {cfg.teacher}. "

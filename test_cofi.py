@@ -109,9 +109,8 @@ def test_layer_is_the_one_of_torch():
         theirs.self_attn.in_proj_weight.copy_(torch.cat([linear.weight for linear in qkv]))
         theirs.self_attn.in_proj_bias.copy_(torch.cat([linear.bias for linear in qkv]))
     x, mask = torch.randn(5, 11, 16), make_batch()["attention_mask"]
-    attention_bias = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)[:, None, None]
-    assert_close(ours(x, attention_bias)[mask], theirs(x, src_key_padding_mask=~mask)[mask],
-                 "norm(x + sub-layer(x)); softmax(scores + attention_bias) is over the last T")
+    assert_close(ours(x, mask)[mask], theirs(x, src_key_padding_mask=~mask)[mask],
+                 "norm(x + sub-layer(x)); softmax is over the last T, without padding")
 
 
 def test_embeddings_and_head():
@@ -151,7 +150,7 @@ def test_mha_with_masks():
         q, k, v = (x @ f.weight[rows].T + f.bias[rows] for f in (mha.query, mha.key, mha.value))
         attention = (q @ k.T / math.sqrt(7)).softmax(-1)
         y = y + z_head[i] * (attention @ v @ mha.out.weight[:, rows].T)
-    assert_close(mha(x[None], 0.0, z_mha, z_head, z_hidn)[0],
+    assert_close(mha(x[None], torch.ones(1, 5).bool(), z_mha, z_head, z_hidn)[0],
                  mha.norm(x + z_mha * y * z_hidn, z_hidn),
                  "z_head comes before out; z_mha and z_hidn after it and its bias, not on x")
 
@@ -190,8 +189,8 @@ def test_norm_is_the_layernorm_of_what_is_kept():
 def test_bert_with_masks(soft):
     """The logits of the network equal those of the reference; masks of ones change nothing."""
     bert, batch, z = make_bert(ODD), make_batch(), make_masks(ODD, soft)
-    assert_close(bert(**batch, **z).logits, reference_forward(bert, batch, z), "does attention_bias"
-                 " exclude padding? is a dead sub-layer the identity?", atol=1e-4)
+    assert_close(bert(**batch, **z).logits, reference_forward(bert, batch, z), "does the "
+                 "attention mask exclude padding? is a dead sub-layer the identity?", atol=1e-4)
     ones = {group: torch.ones_like(mask) for group, mask in z.items()}
     assert_close(bert(**batch, **ones).logits, bert(**batch).logits, "is a mask added?")
 
@@ -203,9 +202,9 @@ def test_dead_sublayer_is_the_identity(dead):
     layer = make_bert(ODD).layers[0]
     z = {group: mask[0] for group, mask in make_masks(ODD, soft=False).items()}
     z[dead] = torch.zeros_like(z[dead])
-    z_hidn, x = torch.ones(13), torch.randn(2, 5, 13)
-    got = layer(x, 0.0, z["z_mha"], z["z_head"], z["z_ffn"], z["z_int"], z_hidn)
-    expected = layer.mha(x, 0.0, z["z_mha"], z["z_head"], z_hidn)
+    z_hidn, x, every_token = torch.ones(13), torch.randn(2, 5, 13), torch.ones(2, 5).bool()
+    got = layer(x, every_token, z["z_mha"], z["z_head"], z["z_ffn"], z["z_int"], z_hidn)
+    expected = layer.mha(x, every_token, z["z_mha"], z["z_head"], z_hidn)
     if dead in ("z_mha", "z_head"):
         expected = layer.ffn(x, z["z_ffn"], z["z_int"], z_hidn)
     assert_close(got, expected, "a dead sub-layer returns x: no bias, no LayerNorm")
@@ -373,9 +372,9 @@ def test_m_of_i(matching, share_alive):
     """m(i) = argmin_j distance[i, j] over random distances, also where no candidate is left."""
     for _ in range(50):
         distance, alive = torch.rand(4, 12), torch.rand(12) < share_alive
-        m, found = cofi.match_layers(distance, alive, matching)
+        m = cofi.match_layers(distance, alive, matching)
         expected = match_by_loops(distance.tolist(), alive.tolist(), matching == "ordered")
-        assert_close(torch.where(found, m, -1), expected, "-1: no candidate. free: the closest "
+        assert_close(m, expected, "-1: no candidate. free: the closest "
                      "alive layer; ordered: from the last i down, below the last match")
 
 

@@ -3,6 +3,7 @@
 RunConfig holds the settings of any run, whatever the method. cofi.py and sparsebert.py add theirs.
 """
 import argparse
+import math
 from dataclasses import asdict, dataclass, field, fields
 
 import torch
@@ -20,7 +21,8 @@ WEIGHT = (0, 1000)
 def flag(default, help, **allowed):
     """Declare a setting: its default, its help, and what is allowed.
 
-    allowed: range=(low, high), both included, or choices=(...).
+    allowed: range=(low, high), both included; choices=(...), one of them; or some_of=(...), one or
+    more of them, separated by commas.
     """
     return field(default=default, metadata={"help": help, **allowed})
 
@@ -32,6 +34,10 @@ def check_allowed(cfg):
         if "choices" in f.metadata and value not in f.metadata["choices"]:
             raise UserError(f"--{f.name} must be one of {', '.join(f.metadata['choices'])}, got "
                             f"{value}")
+        some_of = f.metadata.get("some_of")
+        if some_of and not set(value.split(",")) <= set(some_of):
+            raise UserError(f"--{f.name} must be some of {','.join(some_of)}, separated by commas, "
+                            f"got {value}")
         if "range" in f.metadata:
             low, high = f.metadata["range"]
             check_in_range(f.name, value, low, high)
@@ -90,6 +96,12 @@ class RunConfig:
         for kind in reversed(cls.__mro__):          # RunConfig first, its subclass after it
             defaults |= vars(kind).get("TASK_DEFAULTS", {}).get(size, {})
         return cls(task=task, data=data, **defaults)
+
+    def num_steps(self, stage, num_examples):
+        """Return the number of optimizer steps of a stage: teacher, prune or finetune."""
+        epochs = getattr(self, f"{stage}_epochs")
+        steps = math.ceil(epochs * math.ceil(num_examples / self.batch_size))
+        return min(steps, self.max_steps or steps)
 
     def check(self):
         """Raise UserError for the first setting that is not allowed."""

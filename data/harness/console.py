@@ -2,7 +2,7 @@
 
 COFI_LEGEND = """\
 L_pred   mean since the line above         s        expected sparsity       score  on the dev set
-         (loss of the labels without a     t        target sparsity         m      student layer
+         (loss on the labels without a     t        target sparsity         m      student layer
          teacher or with pred_weight 0)    lambda1  linear multiplier              matched to each
 L_layer  mean since the line above         lambda2  quadratic multiplier           distilled layer
 
@@ -11,7 +11,7 @@ COFI_HEADER = "stage       step   L_pred  L_layer       s       t   lambda1   la
 
 SPARSEBERT_LEGEND = """\
 L_hidden, L_att, L_pred   means since the line above, before their weights; without distillation
-                          L_pred is the loss of the labels
+                          L_pred is the loss on the labels
 s                         share of zeros;   dev: score on the dev set
 
 """

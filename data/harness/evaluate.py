@@ -33,6 +33,11 @@ def predict_logits(bert, dataset):
     return logits
 
 
+def evaluate_dev(bert, data):
+    """Return the scores of a network on the dev set of a task, as evaluate does."""
+    return evaluate(bert, data.dev, data.metrics)
+
+
 def evaluate(bert, dataset, metrics):
     """Return {metric: value} on a dataset, and {subset: value of the first metric on it}."""
     return dataset.score(predict_logits(bert, dataset), metrics)

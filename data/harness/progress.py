@@ -23,7 +23,7 @@ class Progress:
 
     state: {name: object with a state_dict, or None}; extra: values that are saved with a checkpoint
     and restored from it, to be read and changed as progress.extra; log_lines: lines of the log for
-    the stage.
+    the stage; progress.logged: the values of the last line, tensors as numbers or lists.
     """
 
     def __init__(self, journal, stage, num_steps, state, device, log_lines=10, **extra):
@@ -31,6 +31,7 @@ class Progress:
         self.state, self.device = state, device
         self.start_step, saved = journal.restore(stage, state)
         self.extra = extra | saved.get("extra", {})
+        self.logged = saved.get("logged", {})
         self.start_time = time.perf_counter() - saved.get("seconds", 0)
         self.loss_sums = torch.as_tensor(saved.get("loss_sums", 0.0), device=device)
         self.last_losses = torch.zeros(())
@@ -79,7 +80,8 @@ class Progress:
         self.loss_sums = torch.zeros_like(self.loss_sums)
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
-                values[name] = value.item()
+                values[name] = value.tolist()
+        self.logged = values
         self.journal.log({"stage": self.stage, "step": self.step, "of": self.num_steps, **means,
                           **values, "seconds": self.seconds()})
 
@@ -87,4 +89,5 @@ class Progress:
         """Write a checkpoint at the end of the stage, every few minutes, and on Ctrl-C."""
         if self.should_save:
             self.journal.save(self.stage, self.step, self.state, {
-                "extra": self.extra, "loss_sums": self.loss_sums, "seconds": self.seconds()})
+                "extra": self.extra, "logged": self.logged, "loss_sums": self.loss_sums,
+                "seconds": self.seconds()})

@@ -11,7 +11,7 @@ from data.checkpoint import align_labels, read_config, write_checkpoint
 from data.errors import UserError
 from data.files import write_json
 from data.harness.device import pick_device, set_threads
-from data.harness.evaluate import evaluate
+from data.harness.evaluate import evaluate_dev
 from data.harness.journal import Journal, diff_settings
 from data.tasks import load_task, load_tokenizer
 
@@ -129,11 +129,11 @@ def save_model(folder, bert, tokenizer, result):
 # ---- the teacher ---------------------------------------------------------------------------------
 
 
-def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, init_student, train,
+def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, load_pretrained, train,
                 format_line):
     """Return the teacher: the one given, one trained earlier with these settings, or a new one.
 
-    load_finetuned, init_student, train: the functions of cofi.py; format_line: of the log. Returns
+    load_finetuned, load_pretrained, train: the functions of cofi.py; format_line: of the log. Returns
     (BERT in eval mode, {metric: dev score}, seconds of training).
     """
     if cfg.teacher:
@@ -144,7 +144,7 @@ def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, init_stude
             if size < needed:
                 raise UserError(f"--teacher must have the vocabulary of {cfg.model} and a {name} "
                                 f"of at least {needed}, got {cfg.teacher} with {size}")
-        return teacher, evaluate(teacher, data.dev, data.metrics), 0.0
+        return teacher, evaluate_dev(teacher, data), 0.0
     folder = run_dir(cfg, ["teacher", cfg.task], set(TEACHER_KEY_FIELDS))
     key = {name: getattr(cfg, name) for name in TEACHER_KEY_FIELDS} | {"tokens": data.digest}
     finished = load_finished(folder, key, cfg.overwrite)
@@ -153,9 +153,10 @@ def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, init_stude
         teacher = load_finetuned(folder).to(device).eval()
         return teacher, finished["scores"], finished["seconds"]
     journal = open_journal(folder, key, cfg, format_line)
-    teacher, _ = init_student(cfg, config, device)
+    teacher, _ = load_pretrained(cfg.model, config, cfg.seed)
+    teacher.to(device)
     _, seconds = train("teacher", teacher, data, cfg, journal)
-    scores = evaluate(teacher, data.dev, data.metrics)
+    scores = evaluate_dev(teacher, data)
     save_model(folder, teacher, tokenizer, {"settings": key, "scores": scores, "seconds": seconds})
     journal.finish()
     return teacher.eval(), scores, seconds

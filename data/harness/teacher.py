@@ -83,12 +83,13 @@ class CachedTeacher:
         return SimpleNamespace(logits=self.logits[indices], hidden_states=hidden_states)
 
 
-def cache_teacher(teacher, dataset, distilled, cfg, num_steps):
+def cache_teacher(teacher, dataset, distilled, cfg):
     """Return a CachedTeacher for these settings, or None if nothing is distilled.
 
-    distilled: the teacher layers that L_layer needs, from 0; num_steps: of all training to come.
+    distilled: the teacher layers that L_layer needs, from 0.
     """
     if not cfg.pred_weight and not cfg.layer_weight:
         return None
     layers = distilled if cfg.layer_weight else []
+    num_steps = sum(cfg.num_steps(stage, len(dataset)) for stage in ("prune", "finetune"))
     return CachedTeacher(teacher, dataset, layers, num_steps, cfg.batch_size)

@@ -263,8 +263,7 @@ def benchmark_step(cfg, config, device, data, turns):
         print("the package transformers is not installed: its fine-tuning step is left out")
     num_batches = math.ceil(len(data.train) / cfg.batch_size)
     journal = Turns(others, turns, num_batches, device)
-    num_steps, _ = cofi.steps_and_lr("prune", len(data.train), cfg)
-    cached = cache_teacher(teacher, data.train, cofi.distilled_layers(L), cfg, num_steps)
+    cached = cache_teacher(teacher, data.train, cofi.distilled_layers(L), cfg)
     cofi.train("prune", student, data, cfg, journal, cached, W_layer, masks)
 
     ours = journal.times["a pruning step"]

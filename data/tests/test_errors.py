@@ -77,7 +77,7 @@ BAD_ARGUMENTS = {
     "masks that would leave nothing": (["--masks", "mha,ffn", "--sparsity", "0.95"], None,
                                        "--sparsity must be at most"),
     "shares over 1": (["--mask_start", "0.6", "--sparsity_warmup", "0.6"], None,
-                      "--mask_start and --sparsity_warmup must be at most 1 together"),
+                      "--mask_start plus --sparsity_warmup must be at most 1"),
     "unknown matching": (["--matching", "loose"], None,
                          "--matching must be one of free, ordered, fixed, got loose"),
     "no GPU": (["--device", "cuda"], None, "--device must be available here, got cuda"),
@@ -234,7 +234,7 @@ def test_bad_custom_data(folder, tmp_path, capsys, case):
 SPARSE_BAD = {
     "sparsity 95": (["--sparsity", "0.5,95"], "got 95 (did you mean 0.95?)"),
     "not numeric": (["--sparsity", "0.5,much"], "separated by commas, got 0.5,much"),
-    "unknown strategy": (["--strategy", "distill"], "small_dense, got distill"),
+    "unknown strategy": (["--strategy", "distill"], "small_dense, separated by commas, got distill"),
     "blocks that do not fit": (["--block", "24"], "--block must divide a matrix of"),
     "blocks that are too large": (["--block", "32"], "--block must leave something of a matrix of"),
     "too small to be dense": (["--strategy", "small_dense", "--sparsity", "0.999"],

@@ -54,22 +54,26 @@ def count(k, z):
                            "z_mha": 4 * k * d * h, "z_ffn": 2 * d * f}
 
 
-def may_outrank(layer, units, z_units, dead, alive):
-    """Whether a dead layer may rank above an alive one: if it has no units to offer.
+def opens_at(log_alpha, n):
+    """Return the shift at which n masks of a row are expected to be open, rounded."""
+    low, high = -200.0, 200.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if keep_prob(log_alpha + middle).sum() < n - 0.5:
+            low = middle
+        else:
+            high = middle
+    return high
 
-    layer, units: log_alpha. At the shift that just opens the alive layer, no unit of the dead one
-    is expected to be open; or its best unit was removed before the last one of the alive layer.
-    """
-    shift = 2 / 3 * math.log(1 / 11) - layer[alive]
-    expected = keep_prob(units[dead] + shift).sum()
-    worst_kept = units[alive][z_units[alive] > 0].min()
-    return expected < 0.5 + 1e-6 or units[dead].max() <= worst_kept
+
+def finest_group(log_alpha):
+    return next(group for group in FINEST_FIRST if log_alpha[group].isfinite().all())
 
 
 def check_target(masks, t, z):
     """Assert: not empty, never below t, above it by less than one unit of the finest group."""
     log_alpha = masks.log_alpha()
-    finest = next(group for group in FINEST_FIRST if log_alpha[group].isfinite().all())
+    finest = finest_group(log_alpha)
     left, unit_sizes = count(masks.k, z)
     full, _ = count(masks.k, {group: torch.ones_like(a) for group, a in log_alpha.items()})
     room = (1 - Fraction(str(t))) * full - left
@@ -80,6 +84,7 @@ def check_target(masks, t, z):
 def check_ranks(masks, z):
     """Assert that in each row the highest log_alpha are open, and the same for the layers."""
     log_alpha = {group: a.detach().double() for group, a in masks.log_alpha().items()}
+    finest = finest_group(log_alpha)
     for group in ("z_head", "z_int", "z_hidn"):
         num_open = (z[group] > 0).sum(-1, keepdim=True)
         highest = cofi.descending_rank(log_alpha[group]) < num_open
@@ -89,7 +94,14 @@ def check_ranks(masks, z):
         assert alive == (z[units] > 0).any(-1).tolist(), f"{layer} is open without {units}"
         for i, j in itertools.permutations(range(len(alive)), 2):
             if alive[i] and not alive[j] and log_alpha[layer][j] > log_alpha[layer][i]:
-                assert may_outrank(log_alpha[layer], log_alpha[units], z[units], j, i), layer
+                # A dead layer may rank above an alive one only if it has no units to offer: none
+                # is expected to be open at the shift that the last unit of the alive layer needs
+                # (and the alive layer itself, unless units have a shift of their own).
+                shift = opens_at(log_alpha[units][i], int((z[units][i] > 0).sum()))
+                if units != finest:
+                    shift = max(shift, 2 / 3 * math.log(1 / 11) - log_alpha[layer][i])
+                expected = keep_prob(log_alpha[units][j] + shift).sum()
+                assert expected < 0.5 + 1e-6, layer
 
 
 def check_values(masks, z):
@@ -177,34 +189,26 @@ def all_structures(log_alpha):
     return [first, *between(-100.0, 100.0, first, last), last]
 
 
-def fill_one_at_a_time(k, log_alpha, layers, kept, budget):
-    """Remove or add FFN units one after the other: (heads, units, d), or None if that fails."""
-    kept = {group: list(n) for group, n in kept.items()}
-    units = kept["z_int"] = [x * n for x, n in zip(layers["z_ffn"], kept["z_int"])]
-    was_open = layers["z_ffn"]
-    layers = layers | {"z_ffn": [1] * len(was_open)}
-    rows = log_alpha["z_int"].sort(-1, descending=True)[0].tolist()
-    while num_weights(k, layers, kept) > budget:
-        candidates = [l for l, n in enumerate(units) if n]
-        if not candidates:
-            return None
-        units[min(candidates, key=lambda l: rows[l][units[l] - 1])] -= 1
-    while True:
-        candidates = [l for l, n in enumerate(units) if n < len(rows[l])]
-        if not candidates:
-            return None
-        best = max(candidates, key=lambda l: (
-            was_open[l], 0 if was_open[l] else log_alpha["z_ffn"][l], rows[l][units[l]]))
-        units[best] += 1
-        if num_weights(k, layers, kept) > budget:
-            units[best] -= 1
-            return [x * n for x, n in zip(layers["z_mha"], kept["z_head"])], units, kept["z_hidn"]
+def add_one_at_a_time(k, log_alpha, layers, kept, budget):
+    """Open FFN units one after the other, in the order of their shifts: (heads, units, d)."""
+    heads = [x * n for x, n in zip(layers["z_mha"], kept["z_head"])]
+    d = kept["z_hidn"][0]
+    rows = log_alpha["z_int"]
+    room = (budget - 4 * k * sum(heads) * d) // (2 * d)
+    open_layers = [l for l, x in enumerate(layers["z_ffn"]) if x]
+    closed = sorted(set(range(len(rows))) - set(open_layers), key=lambda l: log_alpha["z_ffn"][l])
+    while closed and len(open_layers) * rows.shape[1] <= room:
+        open_layers.append(closed.pop())
+    order = sorted((opens_at(rows[l], n), l) for l in open_layers
+                   for n in range(1, rows.shape[1] + 1))
+    first = [l for _, l in order[:room]]
+    return heads, [first.count(l) for l in range(len(rows))], [d]
 
 
 @slow
 @pytest.mark.parametrize("groups", [groups for groups in SUBSETS if "z_int" in groups])
 def test_against_brute_force(groups):
-    """The largest structure that fits is filled; if it cannot be, the next one is trimmed."""
+    """FFN units fill the largest structure that fits; if they are too few, the next larger one."""
     torch.manual_seed(1)
     for _ in range(5):
         masks = random_masks(CONFIGS["tiny"], groups)
@@ -212,14 +216,14 @@ def test_against_brute_force(groups):
         log_alpha = {group: a.detach().double() for group, a in masks.log_alpha().items()}
         full = num_weights(masks.k, *paper_rule(log_alpha, math.inf))
         budget = math.floor((1 - Fraction(str(t))) * full)
-        fitting = too_large = None
-        for structure in all_structures(log_alpha):
-            if num_weights(masks.k, *structure) > budget:
-                too_large = structure
-                break
-            fitting = structure
-        expected = fill_one_at_a_time(masks.k, log_alpha, *fitting, budget)
-        expected = expected or fill_one_at_a_time(masks.k, log_alpha, *too_large, budget)
+        structures = all_structures(log_alpha)
+        i = sum(num_weights(masks.k, *structure) <= budget for structure in structures) - 1
+        layers, kept = structures[i]
+        all_units = {"z_int": [log_alpha["z_int"].shape[1]] * len(layers["z_ffn"])}
+        if num_weights(masks.k, layers | {"z_ffn": [1] * len(layers["z_ffn"])},
+                       kept | all_units) <= budget:
+            layers, kept = structures[i + 1]
+        expected = add_one_at_a_time(masks.k, log_alpha, layers, kept, budget)
         z = final_masks(masks, t)
         got = tuple((z[g] > 0).sum(-1).reshape(-1).tolist() for g in ("z_head", "z_int", "z_hidn"))
         assert got == expected, (groups, t)

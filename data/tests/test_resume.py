@@ -272,11 +272,12 @@ def test_cached_teacher(monkeypatch, case):
     max_bytes = 1000 if case == "too large" else 2**31
     monkeypatch.setattr(teacher_module, "MAX_TEACHER_CACHE_BYTES", max_bytes)
     distilled = cofi.distilled_layers(5)
-    cfg = replace(cofi.Settings.for_task("rte"), batch_size=7,
+    # 8 steps are an epoch; 7 + 7 steps see 98 examples, 8 + 7 see 105: twice 50 are needed
+    cfg = replace(cofi.Settings.for_task("rte"), batch_size=7, finetune_epochs=7 / 8,
+                  prune_epochs=7 / 8 if case == "one epoch" else 1.0,
                   layer_weight=0.0 if case == "no states" else 0.5)
-    num_steps = 14 if case == "one epoch" else 15       # 98 or 105 examples: twice 50 are needed
     bert, calls = make_bert(config), []
-    teacher = cache_teacher(bert, dataset, distilled, cfg, num_steps)
+    teacher = cache_teacher(bert, dataset, distilled, cfg)
     assert teacher.is_cached == (case in ("cached", "no states"))
     bert.register_forward_hook(lambda *_: calls.append(1))
     for indices, batch in batches(dataset, 7, seed=3):
@@ -294,7 +295,7 @@ def test_cached_teacher(monkeypatch, case):
                               for out in (expected, got))
             assert torch.allclose(cached, states, rtol=2**-8, atol=1e-5)    # bfloat16: 8 bits
     nothing = replace(cfg, pred_weight=0.0, layer_weight=0.0)
-    assert cache_teacher(bert, dataset, distilled, nothing, num_steps) is None
+    assert cache_teacher(bert, dataset, distilled, nothing) is None
 
 
 # ---- charts --------------------------------------------------------------------------------------
