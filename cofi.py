@@ -251,9 +251,8 @@ class MHA(nn.Module):
         """
         # after softmax no token attends to padding; softmax in fp32: bf16 has three digits
         padding = ~attention_mask[:, None, None]                    # (B, 1, 1, T)
-        scores = self.scores(x).float()                             # (B, h, T, T)
-        scores = scores.masked_fill(padding, -torch.inf)            # (B, h, T, T)
-        attention = scores.softmax(-1)                              # (B, h, T, T)
+        scores = self.scores(x).masked_fill(padding, -torch.inf)    # (B, h, T, T)
+        attention = scores.softmax(-1, dtype=torch.float)           # (B, h, T, T)
         values = self.split_heads(self.value(x))                    # (B, h, T, k)
         heads = self.dropout(attention) @ values                    # (B, h, T, k)
         # z_head comes before `out`, which mixes the heads
@@ -395,7 +394,7 @@ def load_finetuned(model):
     model: a folder or a hub name. Raises UserError if a name or shape of the weights is wrong.
     """
     sizes, weights = read_finetuned(model)
-    return load_weights(BERT(Config(**sizes)), weights, model)
+    return load_weights(BERT, Config(**sizes), weights, model)
 
 
 def load_pretrained(model, config, seed=0):
@@ -405,9 +404,7 @@ def load_pretrained(model, config, seed=0):
     Returns (BERT, notes for the user, one line each). Raises UserError as load_finetuned.
     """
     torch.manual_seed(seed)
-    bert = BERT(config)
-    notes = load_encoder(bert, read_weights(model), model)
-    return bert, notes
+    return load_encoder(BERT, config, read_weights(model), model)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -462,7 +459,9 @@ def keep_prob(log_alpha):
 
 def final_z(log_alpha):
     """Return the final value of a mask that stays open, between 0 and 1, without noise."""
-    return torch.sigmoid(log_alpha / BETA * FINAL_SHARPNESS)        # § final z
+    # what stays open must not vanish: in fp32 the sigmoid of -104 is 0
+    z = torch.sigmoid(log_alpha / BETA * FINAL_SHARPNESS)           # § final z
+    return z.clamp(min=1e-6)
 
 
 class Masks(nn.Module):
@@ -608,7 +607,8 @@ def pred_loss(student, teacher, temperature):
     # softer distributions also say which wrong classes the teacher finds likely
     p_t = (teacher / temperature).softmax(-1)
     log_p_s = (student / temperature).log_softmax(-1)
-    kl = F.kl_div(log_p_s.flatten(0, -2), p_t.flatten(0, -2), reduction="batchmean")
+    kl = F.kl_div(
+        log_p_s.flatten(0, -2), p_t.flatten(0, -2), reduction="batchmean")
     # The gradient shrinks with 1 / tau^2: multiply it back (Hinton et al. 2015).
     return kl * temperature**2                                      # ()             §3.2 L_pred
 
@@ -1058,7 +1058,7 @@ def run(cfg):
         return
     student, notes = load_pretrained(cfg.model, config, cfg.seed)
     student.to(device)
-    print_header(folder, notes, COFI_LEGEND + COFI_HEADER)
+    print_header(folder, data, notes, COFI_LEGEND + COFI_HEADER)
 
     # The teacher is fine-tuned on the labels, or found where an earlier run has left it.
     scores = {}

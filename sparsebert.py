@@ -531,7 +531,7 @@ class Comparison:
         folder, key = self.journal.folder / name, self.journal.settings
         finished = load_finished(folder, key)
         if finished:
-            return {name: value for name, value in finished.items() if name != "settings"}
+            return {k: x for k, x in finished.items() if k not in ("settings", "sha256")}
         bert, masks, heads = self.start(strategy, sparsity)
         teacher = self.teacher if strategy in ("distil", "small_dense") else None
         # the others have the steps of their teacher behind them, prune_first has no teacher
@@ -562,7 +562,7 @@ def run(cfg):
     if load_report(cfg, folder, key, print_comparison):
         return
     _, notes = load_pretrained(cfg.model, config, cfg.seed)
-    print_header(folder, notes, cofi.COFI_HEADER)
+    print_header(folder, data, notes, cofi.COFI_HEADER)
     teacher, teacher_scores, _ = get_teacher(
         cfg, config, data, tokenizer, device, cofi.load_finetuned, load_pretrained,
         cofi.train, cofi.cofi_line)

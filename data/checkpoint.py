@@ -1,12 +1,11 @@
 """Models on disk: config.json and pytorch_model.bin, with the names of every BERT checkpoint."""
-import json
 import re
 
 import numpy as np
 import torch
 
 from data.errors import UserError
-from data.files import read_tensors, write_json, write_tensors, write_text
+from data.files import file_digest, read_json, read_tensors, write_json, write_tensors, write_text
 from data.hub import fetch
 
 HF_TO_OURS = [            # replaced in this order
@@ -28,9 +27,45 @@ IGNORED_KEYS = r"cls\.|embeddings\.position_ids$"     # pre-training heads; a co
 REQUIRED_CONFIG = {"model_type": "bert", "hidden_act": "gelu",
                    "position_embedding_type": "absolute"}
 SAME_MODEL = "Try the weights and the config of one model"
+# {size in config.json: highest value}; beyond it, it is a mistake, not a BERT
+SIZES = {"vocab_size": 5_000_000, "max_position_embeddings": 100_000, "type_vocab_size": 1000,
+         "hidden_size": 20_000, "num_attention_heads": 1000, "num_hidden_layers": 200,
+         "intermediate_size": 100_000, "attention_head_size": 20_000, "pooler_size": 20_000}
 
 
 # ---- config.json ---------------------------------------------------------------------------------
+
+
+def check_number(path, key, value, low, high, kind=int):
+    """Return a number of config.json. Raises UserError if it is none, or out of its range."""
+    is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        name = "a whole number" if kind is int else "a number"
+        raise UserError(f"{path}: {key} must be {name} from {low} to {high}, got "
+                        f"{str(value)[:40]!r}. Try the config of a BERT")
+    return value
+
+
+def read_sizes(path, c, key, default):
+    """Return a size for each layer, of a pruned model in config.json, else the default."""
+    sizes = c.get(key, default)
+    if not isinstance(sizes, list) or len(sizes) != len(default):
+        raise UserError(f"{path}: {key} must be a list of {len(default)} numbers, one for each "
+                        f"layer, got {str(sizes)[:40]!r}. Try to save the model again")
+    return [check_number(path, key, size, 0, SIZES["intermediate_size"]) for size in sizes]
+
+
+def read_class_names(path, c):
+    """Return id2label of config.json as a list, or None if it names no classes."""
+    names = c.get("id2label") or {}
+    if isinstance(names, list):
+        names = {str(i): name for i, name in enumerate(names)}
+    is_valid = isinstance(names, dict) and names.keys() == {str(i) for i in range(len(names))}
+    if not is_valid or not all(isinstance(name, (str, int)) for name in names.values()):
+        raise UserError(f"{path}: id2label must give a name to each of the classes 0, 1, ..., got "
+                        f"{str(names)[:60]}. Try the config of a BERT")
+    names = [str(names[str(i)]) for i in range(len(names))]
+    return names if len(names) > 1 else None
 
 
 def read_config(model):
@@ -40,52 +75,79 @@ def read_config(model):
     attention_head_size, heads_per_layer, ffn_per_layer, pooler_size. Raises UserError.
     """
     path = fetch(model, "config.json")
-    try:
-        c = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}). Try to download or save it again"
-                        ) from error
+    c = read_json(path)
     for key, required in REQUIRED_CONFIG.items():
         if c.get(key, required) != required:
             raise UserError(f"{path}: {key} must be {required!r}, got {c[key]!r}. Try another "
                             "model")
-    try:
-        d, h, L = c["hidden_size"], c["num_attention_heads"], c["num_hidden_layers"]
-        is_pruned = "attention_head_size" in c
-        if not is_pruned and (h < 1 or d % h):
-            raise UserError(f"{path}: hidden_size must be a multiple of num_attention_heads, got "
-                            f"{d} and {h}. Try the config of a BERT")
-        names = c.get("id2label") or {}
-        id2label = [names[str(i)] for i in range(len(names))] if len(names) > 1 else None
-        return {
-            "vocab_size": c["vocab_size"],
-            "max_position_embeddings": c["max_position_embeddings"],
-            "type_vocab_size": c.get("type_vocab_size", 2),
-            "hidden_size": d,
-            "attention_head_size": c["attention_head_size"] if is_pruned else d // h,
-            "heads_per_layer": c.get("heads_per_layer", [h] * L),
-            "ffn_per_layer": c.get("ffn_per_layer", [c["intermediate_size"]] * L),
-            "pooler_size": c.get("pooler_size", d),
-            "dropout": c.get("hidden_dropout_prob", 0.1),
-            "layer_norm_eps": c.get("layer_norm_eps", 1e-12),
-            "id2label": id2label,
-            "task": c.get("finetuning_task") or ""}
-    except KeyError as error:
-        raise UserError(f"{path}: {error.args[0]} is missing. Try the config of a BERT") from error
+
+    def size(key, default=None):
+        if key not in c and default is None:
+            raise UserError(f"{path}: {key} is missing. Try the config of a BERT")
+        # of a pruned model, heads and FFN units may all be gone
+        may_be_0 = key in ("num_attention_heads", "intermediate_size") and "heads_per_layer" in c
+        return check_number(path, key, c.get(key, default), 0 if may_be_0 else 1, SIZES[key])
+
+    d, h, L = size("hidden_size"), size("num_attention_heads"), size("num_hidden_layers")
+    if "attention_head_size" not in c and (h < 1 or d % h):
+        raise UserError(f"{path}: hidden_size must be a multiple of num_attention_heads, got "
+                        f"{d} and {h}. Try the config of a BERT")
+    return {
+        "vocab_size": size("vocab_size"),
+        "max_position_embeddings": size("max_position_embeddings"),
+        "type_vocab_size": size("type_vocab_size", 2),
+        "hidden_size": d,
+        "attention_head_size": size("attention_head_size", d // max(h, 1)),
+        "heads_per_layer": read_sizes(path, c, "heads_per_layer", [h] * L),
+        "ffn_per_layer": read_sizes(path, c, "ffn_per_layer", [size("intermediate_size")] * L),
+        "pooler_size": size("pooler_size", d),
+        "dropout": check_number(path, "hidden_dropout_prob", c.get("hidden_dropout_prob", 0.1),
+                                0, 0.99, float),
+        "layer_norm_eps": check_number(path, "layer_norm_eps", c.get("layer_norm_eps", 1e-12),
+                                       0, 1, float),
+        "id2label": read_class_names(path, c),
+        "task": str(c.get("finetuning_task") or "")}
 
 
 # ---- Weights -------------------------------------------------------------------------------------
 
 
-def load_tensors(model):
-    """Return {name: tensor} of pytorch_model.bin, or of model.safetensors if there is none.
-
-    Runs no code of the file. Raises UserError.
+def weights_path(model):
+    """Return the file of a model's weights: model.safetensors, as every library prefers, or
+    pytorch_model.bin. Raises UserError.
     """
-    path = fetch(model, "pytorch_model.bin", optional=True)
-    path = path or fetch(model, "model.safetensors", optional=True)
-    path = path or fetch(model, "pytorch_model.bin")        # raises: it says what is missing
-    return read_tensors(path)
+    path = fetch(model, "model.safetensors", optional=True)
+    return path or fetch(model, "pytorch_model.bin")
+
+
+def load_tensors(model):
+    """Return {name: tensor} of a model's weights. Runs no code of the file.
+
+    Raises UserError for anything but dense, finite tensors, and if the file is not what the run
+    that wrote it has noted in result.json.
+    """
+    path = weights_path(model)
+    note = path.with_name("result.json")
+    written = read_json(note).get("sha256") if note.is_file() else None
+    if written and written != file_digest(path):
+        raise UserError(f"{path} has changed since it was written (its hash is not the one in "
+                        "result.json). Try to copy it again, or delete result.json")
+    tensors = read_tensors(path)
+    remedy = "Try to save model.state_dict()"
+    if not isinstance(tensors, dict):
+        raise UserError(f"{path} must hold tensors by name, got a {type(tensors).__name__}. "
+                        f"{remedy}")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise UserError(f"{path} must hold tensors by name, got a {type(tensor).__name__} named "
+                            f"{name!r}. {remedy}")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+            raise UserError(f"{path}: {name} must be a dense tensor of real numbers, got "
+                            f"{tensor.layout}, {tensor.dtype}. {remedy}")
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} must be finite, got NaN or infinity. Its training "
+                            "has failed. Try an earlier checkpoint")
+    return tensors
 
 
 def tf_to_hf(name):
@@ -98,7 +160,7 @@ def rename_keys(tensors):
     """Return the tensors under our names and in fp32, without the pre-training heads."""
     ours = {}
     for name, tensor in tensors.items():
-        name = re.sub(r"^bert\.", "", tf_to_hf(name))
+        name = re.sub(r"^(module\.)?(bert\.)?", "", tf_to_hf(name))
         if not re.match(IGNORED_KEYS, name):
             for theirs, mine in [*HF_TO_OURS, ("qa_outputs.", "classifier.")]:
                 name = name.replace(theirs, mine)
@@ -118,8 +180,10 @@ def read_finetuned(model):
     authors released, the sizes are read off the tensors. A removed sub-layer may have left its
     LayerNorm behind.
     """
-    path, tensors = fetch(model, "config.json"), load_tensors(model)
-    config, weights = read_config(model), rename_keys(tensors)
+    path = fetch(model, "config.json")
+    config = read_config(model)
+    tensors = load_tensors(model)
+    weights = rename_keys(tensors)
     outputs = len(weights.get("classifier.weight", ()))
     if not outputs:
         raise UserError(f"{model}: there is no classifier in it. Try a fine-tuned model")
@@ -128,7 +192,7 @@ def read_finetuned(model):
         config["id2label"] = None
     elif not config["id2label"]:                # transformers leaves default names out
         config["id2label"] = [f"LABEL_{i}" for i in range(outputs)]
-    if "heads_per_layer" not in json.loads(path.read_text()):
+    if "heads_per_layer" not in read_json(path):
         sizes = infer_sizes(weights, config)
         for key, size in sizes.items():
             if (np.array(size) > np.array(config[key])).any():
@@ -152,31 +216,37 @@ def infer_sizes(weights, config):
             "ffn_per_layer": [len(weights.get(f"layers.{i}.ffn.up.weight", ())) for i in layers]}
 
 
-def load_weights(bert, weights, model):
-    """Load weights into a network and return it. Raises UserError unless names and shapes agree.
-
-    model: the name of the model, for the error.
-    """
-    expected = bert.state_dict()
+def check_shapes(expected, weights, model):
+    """Raise UserError unless two dicts have the same names and shapes. model: for the error."""
     for name in sorted(expected.keys() | weights.keys()):
         got, needed = (tuple(w[name].shape) if name in w else "absent" for w in (weights, expected))
         if got != needed:
             raise UserError(f"{model}: {name} is {got} in its weights, but {needed} by "
                             f"config.json. {SAME_MODEL}")
-    bert.load_state_dict(weights)
+
+
+def load_weights(make, config, weights, model):
+    """Return make(config), a network, with these weights. Raises UserError unless they fit.
+
+    model: the name of the model, for the error.
+    """
+    with torch.device("meta"):          # nothing is allocated before all shapes are compared
+        bert = make(config)
+    check_shapes(bert.state_dict(), weights, model)
+    bert.load_state_dict(weights, assign=True)
     return bert
 
 
-def load_encoder(bert, weights, model):
-    """Load a pre-trained encoder. The classifier stays as it was initialized.
+def load_encoder(make, config, weights, model):
+    """Return make(config), a network, with a pre-trained encoder, and notes for the user.
 
-    So does the pooler if the model has none, or one that was never trained (all biases 0). Returns
-    notes for the user, one line each. Raises UserError as load_weights.
+    The classifier stays as it was initialized. So does the pooler if the model has none, or one
+    that was never trained (all biases 0). Raises UserError as load_weights.
     """
     notes, new_parts = [], ["classifier"]
     if "classifier.weight" in weights:
         notes.append(f"{model}: classifier does not match this task, initializing a new one")
-    if bert.config.is_span:             # a span head reads the tokens; there is no pooler
+    if config.is_span:                  # a span head reads the tokens; there is no pooler
         new_parts.append("pooler")
     elif "pooler.bias" not in weights:
         new_parts.append("pooler")
@@ -185,13 +255,15 @@ def load_encoder(bert, weights, model):
         new_parts.append("pooler")
         notes.append(f"{model}: pooler was never trained, initializing a new one")
 
-    def is_new(name):
-        return name.split(".")[0] in new_parts
+    def without_new(state):
+        return {name: w for name, w in state.items() if name.split(".")[0] not in new_parts}
 
-    kept = {name: w for name, w in weights.items() if not is_new(name)}
-    initialized = {name: w for name, w in bert.state_dict().items() if is_new(name)}
-    load_weights(bert, kept | initialized, model)
-    return notes
+    weights = without_new(weights)
+    with torch.device("meta"):
+        check_shapes(without_new(make(config).state_dict()), weights, model)
+    bert = make(config)
+    bert.load_state_dict(weights, strict=False)
+    return bert, notes
 
 
 @torch.no_grad()
@@ -243,7 +315,8 @@ def read_mlm_head(model, device):
 def write_checkpoint(folder, config, weights, tokenizer):
     """Write config.json, pytorch_model.bin and tokenizer.json: tensors and JSON only.
 
-    config: the fields of a cofi.Config, as a dict; weights: {our name: tensor}.
+    config: the fields of a cofi.Config, as a dict; weights: {our name: tensor}. Returns the path of
+    the weights.
     """
     tensors = {}
     for name, tensor in weights.items():
@@ -253,10 +326,12 @@ def write_checkpoint(folder, config, weights, tokenizer):
         if config["is_span"]:
             name = name.replace("classifier.", "qa_outputs.")
         tensors[prefix + name] = tensor.cpu().contiguous()
-    write_tensors(folder / "pytorch_model.bin", tensors)
+    path = folder / "pytorch_model.bin"
+    write_tensors(path, tensors)
     tokenizer.no_truncation()
     write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     write_json(folder / "config.json", config_on_disk(config))
+    return path
 
 
 def config_on_disk(c):

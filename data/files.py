@@ -1,5 +1,6 @@
-"""Atomic file writes, and files of tensors that carry no code."""
+"""Atomic file writes, text in UTF-8, and files of tensors that carry no code."""
 import contextlib
+import hashlib
 import json
 import os
 
@@ -13,7 +14,8 @@ def write_atomically(path, save):
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        part.unlink(missing_ok=True)                # a link would lead elsewhere
+        with part.open("xb") as file:
             save(file)
             file.flush()
             os.fsync(file.fileno())
@@ -27,6 +29,32 @@ def write_atomically(path, save):
 
 def write_text(path, text):
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_text(path):
+    """Return the text of a file in UTF-8. Raises UserError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} must be UTF-8, got {short_message(error)}. Try to download or save "
+                        "it again") from error
+
+
+def read_json(path, remedy="Try to download or save it again"):
+    """Return the dict that a JSON file holds. Raises UserError."""
+    try:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({short_message(error)}). {remedy}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object, got {str(value)[:40]}. {remedy}")
+    return value
+
+
+def file_digest(path):
+    """Return a hash of a file, 16 characters."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def write_json(path, value):
@@ -44,6 +72,8 @@ def read_tensors(path, remedy="Try to download or save it again"):
         if path.suffix == ".safetensors":
             return read_safetensors(path.read_bytes())
         return torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
     except Exception as error:  # truncated, not a checkpoint, or carrying code
         raise UserError(f"{path} is not a file of tensors ({type(error).__name__}). {remedy}"
                         ) from error
@@ -51,8 +81,9 @@ def read_tensors(path, remedy="Try to download or save it again"):
 
 def read_safetensors(content):
     """Return {name: tensor} of a file: length of the header (8 bytes), header (JSON), data."""
-    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-              "I64": torch.int64}
+    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16,
+              "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16,
+              "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
     begin = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:begin])
     header.pop("__metadata__", None)

@@ -19,6 +19,21 @@ def silenced(call, *args, **kwargs):
     return call(*args, **kwargs)
 
 
+def cached(call, *args, **kwargs):
+    """Call a function of `datasets` that writes to its cache. Raises UserError if that fails."""
+    try:
+        return silenced(call, *args, **kwargs)
+    except Exception as error:
+        reason = error.__cause__ or error
+        if isinstance(reason, UserError):
+            raise reason from error
+        if isinstance(reason, OSError):
+            raise UserError(f"The cache {datasets.config.HF_DATASETS_CACHE} must be writable, got "
+                            f"{short_message(reason)}. Try to free some space, or set HF_HOME to "
+                            "another folder") from error
+        raise
+
+
 def fetch(name, filename, optional=False):
     """Return the path of one file of a model.
 

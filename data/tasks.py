@@ -1,19 +1,16 @@
 """The tasks: GLUE, SQuAD, the toy, and a folder of your own."""
-import csv
 import hashlib
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import datasets
 import numpy as np
-from tokenizers import Tokenizer
-from tokenizers.implementations import BertWordPieceTokenizer
 
+from data import custom
 from data.errors import UserError, short_message
 from data.files import write_text
-from data.hub import fetch, silenced
+from data.hub import silenced
 from data.squad import tokenize_squad
 from data.tokenized import concatenate, tokenize
 
@@ -57,11 +54,10 @@ TASKS = {
 
 
 def task_size(name, folder=""):
-    """Return which defaults a task has. Task custom: by the number of lines of its train file."""
+    """Return which defaults a task has. Task custom: by the number of its training rows."""
     if name != "custom":
         return TASKS[name].size
-    with find_split_files(Path(folder))["train"].open("rb") as file:
-        return "small" if sum(1 for _ in file) <= SMALL_TASK_MAX_ROWS else "large"
+    return "small" if custom.count_rows(Path(folder)) <= SMALL_TASK_MAX_ROWS else "large"
 
 
 @dataclass
@@ -106,6 +102,23 @@ class Dataset:
                 content.update(np.ascontiguousarray(getattr(split, name)).tobytes())
         return content.hexdigest()[:16]
 
+    def describe(self):
+        """Return what was understood of the data, as lines of the printed log."""
+        if self.is_span:
+            kind = "a span of the second text"
+        elif self.names is None:
+            values = self.labels["train"]
+            kind = f"regression, from {values.min():g} to {values.max():g}"
+        else:
+            counts = np.bincount(self.labels["train"], minlength=len(self.names))
+            shown = [f"{name} {n:,}" for name, n in zip(self.names[:8], counts.tolist())]
+            more = ", ..." if len(self.names) > 8 else ""
+            kind = f"{len(self.names)} classes: {', '.join(shown)}{more}"
+        rows = [f"{split} {len(table):,}" for split, table in self.raw.items()]
+        return [f"texts      {', '.join(self.columns)}",
+                f"labels     {kind}",
+                f"rows       {', '.join(rows)}"]
+
     def tokenized(self, split, subset=""):
         """Return a split as a TokenizedDataset. subset: a name for all of its examples."""
         raw = self.raw[split]
@@ -119,32 +132,6 @@ class Dataset:
                         self.max_length, subsets)
 
 
-def load_tokenizer(model, vocab_size=None):
-    """Load the tokenizer of a model: tokenizer.json, or the vocab.txt of the oldest checkpoints.
-
-    vocab_size: the number of embeddings. Raises UserError.
-    """
-    path = fetch(model, "tokenizer.json", optional=True)
-    if path is None:
-        path = fetch(model, "tokenizer_config.json", optional=True)
-        settings = json.loads(path.read_text()) if path else {}
-        vocab = str(fetch(model, "vocab.txt"))
-        lowercase = settings.get("do_lower_case", True)
-        return BertWordPieceTokenizer(vocab, lowercase=lowercase)._tokenizer
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library has no narrower class
-        raise UserError(f"{path} is not a tokenizer ({short_message(error)}). Try to download or "
-                        "save it again") from error
-    words = max(tokenizer.get_vocab().values()) + 1
-    if vocab_size and words > vocab_size:
-        raise UserError(f"{path} must have at most {vocab_size} words, one for each embedding, got "
-                        f"{words}. Try the tokenizer and the weights of one model")
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
 def load_task(name, tokenizer, max_length, folder=""):
     """Load a task by name: from a folder (the toy, your own), the hub, or its cache.
 
@@ -154,7 +141,9 @@ def load_task(name, tokenizer, max_length, folder=""):
     if name == "toy":
         folder = TOY
     if folder:
-        return build_dataset(name, read_folder(Path(folder)), tokenizer, max_length)
+        raw, columns, labels, names = custom.read_folder(Path(folder))
+        metrics = task.metrics if names else ("pearson", "spearman")
+        return make_dataset(name, raw, columns, metrics, labels, names, tokenizer, max_length)
     subset = [name] if task.repository == "nyu-mll/glue" else []
     try:
         raw = silenced(datasets.load_dataset, task.repository, *subset)
@@ -165,98 +154,7 @@ def load_task(name, tokenizer, max_length, folder=""):
     return build_dataset(name, raw, tokenizer, max_length)
 
 
-# ---- A folder of your own ------------------------------------------------------------------------
-
-
-def find_split_files(folder):
-    """Return {split: file} of a folder: train, validation and perhaps test."""
-    if not folder.is_dir():
-        raise UserError(f"--data must be a folder with train.tsv and validation.tsv (or .csv, or "
-                        f".jsonl), got {folder}: no such folder")
-    found = {}
-    for split in ("train", "validation", "test"):
-        files = [folder / f"{split}.{kind}" for kind in ("tsv", "csv", "jsonl")]
-        files = [path for path in files if path.exists()]
-        if len(files) == 1:
-            found[split] = files[0]
-        elif files or split != "test":
-            got = " and ".join(path.name for path in files) or f"no {split}.tsv, .csv or .jsonl"
-            raise UserError(f"--data must have one file for each split, got {got} in {folder}")
-    return found
-
-
-def csv_columns(path):
-    """Return the column names of a .tsv or .csv and the keywords to read it.
-
-    In a .tsv, quotes are characters like others. Raises UserError where a line is longer or shorter
-    than the first.
-    """
-    if path.suffix == ".tsv":
-        separator, quoting = "\t", csv.QUOTE_NONE
-    else:
-        separator, quoting = ",", csv.QUOTE_MINIMAL
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = csv.reader(file, delimiter=separator, quoting=quoting)
-        names = next(lines, [])
-        for line in lines:
-            if len(line) not in (0, len(names)):
-                raise UserError(f"{path}, line {lines.line_num} must have {len(names)} columns as "
-                                f"the first line, got {len(line)}")
-    return names, {"sep": separator, "quoting": quoting, "keep_default_na": False}
-
-
-def read_folder(folder):
-    """Return {split: datasets.Dataset} of your own files, checked line by line."""
-    raw = {}
-    for split, path in find_split_files(folder).items():
-        source = {"data_files": {split: str(path)}, "split": split}
-        try:
-            if path.suffix == ".jsonl":
-                raw[split] = silenced(datasets.load_dataset, "json", **source)
-            else:
-                names, form = csv_columns(path)
-                features = datasets.Features({name: datasets.Value("string") for name in names})
-                raw[split] = silenced(datasets.load_dataset, "csv", features=features, **form,
-                                      **source)
-        except UserError:
-            raise
-        except Exception as error:  # of csv, pandas, pyarrow, and others beneath
-            reason = short_message(error.__cause__ or error)
-            raise UserError(f"{path} cannot be read ({reason}). It must have a line of column "
-                            "names, then one line for each row") from error
-    return raw
-
-
-# ---- Columns and labels --------------------------------------------------------------------------
-
-
-def text_columns(name, raw):
-    """Return the text columns of a task. Task custom: all strings but label, part, id and idx."""
-    if TASKS[name].columns:
-        return TASKS[name].columns
-    features = raw["train"].features
-    texts = tuple(column for column in features if column not in ("label", "part", "id", "idx")
-                  and getattr(features[column], "dtype", "") in ("string", "large_string"))
-    if not 1 <= len(texts) <= 2:
-        raise UserError(f"--data must have one or two text columns beside label, got {len(texts)} "
-                        f"({', '.join(texts)}); id, idx and part are not read as text")
-    return texts
-
-
-def class_names(raw):
-    """Return the class names of the training rows, or None: all labels are fractions, a regression.
-    """
-    known = getattr(raw.features["label"], "names", None)
-    if known or raw.features["label"].dtype.startswith("float"):
-        return known
-    seen = {str(value) for value in raw["label"]}
-    try:
-        numbers = {value: float(value) for value in seen}
-    except ValueError:
-        return sorted(seen)
-    if all("." in value for value in seen):
-        return None
-    return sorted(seen, key=numbers.get)
+# ---- Columns and labels of the hub's data sets ---------------------------------------------------
 
 
 def encode_labels(name, split, raw, names):
@@ -266,15 +164,8 @@ def encode_labels(name, split, raw, names):
     if split.startswith("test") and set(values) == {-1}:
         return None
     if names is None:
-        try:
-            return np.array(values, dtype=np.float32)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"task {name}, {split}: every label must be a number such as 2.5 in "
-                            f"every split ({error})") from error
-    if isinstance(values[0], str) or not hasattr(raw.features["label"], "names"):
-        class_of = {value: i for i, value in enumerate(names)}
-        values = [class_of.get(str(value), str(value)) for value in values]
-    wrong = [v for v in values if not isinstance(v, int) or not 0 <= v < len(names)]
+        return np.array(values, dtype=np.float32)
+    wrong = [value for value in values if not 0 <= value < len(names)]
     if wrong:
         raise UserError(f"task {name}, {split}: label must be one of {', '.join(names)} (0 to "
                         f"{len(names) - 1}), got {wrong[0]!r} in {len(wrong)} rows")
@@ -282,7 +173,7 @@ def encode_labels(name, split, raw, names):
 
 
 def check_columns(name, raw):
-    """Raise UserError for a missing column or a split without rows."""
+    """Raise UserError for a missing column or value, or a split without rows."""
     task = TASKS[name]
     label = "answers" if name == "squad" else "label"
     with_labels = ("train", *task.dev)
@@ -294,43 +185,37 @@ def check_columns(name, raw):
             if column not in got:
                 raise UserError(f"task {name}, {split}: there is no column {column!r}; its columns "
                                 f"are {', '.join(got)} and must include {', '.join(needed)}")
+            missing = raw[split].with_format("arrow")[:][column].null_count
+            if missing:
+                raise UserError(f"task {name}, {split}: {missing} rows without {column}, but every "
+                                "row must have one")
         if len(raw[split]) == 0:
             raise UserError(f"task {name}, {split}: there are no rows, but there must be at least "
                             "one")
 
 
-def check_missing(name, raw, columns):
-    """Raise UserError where a row lacks a value in one of these columns."""
-    for split in raw:
-        for column in sorted({*columns} & {*raw[split].column_names}):
-            missing = raw[split].with_format("arrow")[:][column].null_count
-            if missing:
-                raise UserError(f"task {name}, {split}: {missing} rows without {column}, but every "
-                                "row must have one")
-
-
 def build_dataset(name, raw, tokenizer, max_length):
-    """Make a Dataset from the raw splits. Checks columns, rows, texts and labels: UserError."""
+    """Make a Dataset of a hub's task from its raw splits. Raises UserError."""
     task = TASKS[name]
     check_columns(name, raw)
-    columns = text_columns(name, raw)
-    check_missing(name, raw, (*columns, "answers" if name == "squad" else "label"))
     if name == "squad":
-        return Dataset(task, raw, columns, task.metrics, {}, None, tokenizer, max_length)
-    names = class_names(raw["train"])
-    if names and len(names) < 2:
-        raise UserError(f"task {name}: there must be at least two classes, but every label is "
-                        f"{names[0]!r}")
-    labels = {}
+        names, labels = None, {}
+    else:
+        names = getattr(raw["train"].features["label"], "names", None)
+        labels = {split: encode_labels(name, split, raw[split], names)
+                  for split in raw if "label" in raw[split].column_names}
+        labels = {split: values for split, values in labels.items() if values is not None}
+    return make_dataset(name, raw, task.columns, task.metrics, labels, names, tokenizer, max_length)
+
+
+def make_dataset(name, raw, columns, metrics, labels, names, tokenizer, max_length):
+    """Return a Dataset. Raises UserError for a part with the name of a metric."""
     for split in raw:
-        if "label" in raw[split].column_names:
-            values = encode_labels(name, split, raw[split], names)
-            if values is not None:
-                labels[split] = values
-    metrics = task.metrics
-    if name == "custom" and names is None:
-        metrics = ("pearson", "spearman")
-    return Dataset(task, raw, columns, metrics, labels, names, tokenizer, max_length)
+        parts = set(raw[split].unique("part")) if "part" in raw[split].column_names else set()
+        for part in sorted(parts & set(metrics)):
+            raise UserError(f"task {name}, {split}: part must not have the name of a score, got "
+                            f"{part!r}. Try to rename it")
+    return Dataset(TASKS[name], raw, columns, metrics, labels, names, tokenizer, max_length)
 
 
 def write_submission(path, predicted, names):

@@ -5,7 +5,7 @@ import datasets
 import numpy as np
 import torch
 
-from data.hub import silenced
+from data.hub import cached
 from data.metrics import METRICS
 
 
@@ -119,8 +119,8 @@ def map_cached(raw, function, dtypes, **kwargs):
         is_list = isinstance(dtype, list)
         value = datasets.Value(dtype[0] if is_list else dtype)
         features[name] = datasets.List(value) if is_list else value
-    table = silenced(raw.map, function, with_indices=True, batched=True, fn_kwargs=kwargs,
-                     features=datasets.Features(features), remove_columns=raw.column_names)
+    table = cached(raw.map, function, with_indices=True, batched=True, fn_kwargs=kwargs,
+                   features=datasets.Features(features), remove_columns=raw.column_names)
     return table.with_format("arrow")[:]
 
 

@@ -3,7 +3,8 @@
 --evaluate, --predict, --submit and --export get `load`, a function from a folder or hub name to a
 BERT: cofi.load_finetuned.
 """
-import json
+import contextlib
+import signal
 import sys
 from pathlib import Path
 
@@ -13,15 +14,18 @@ from torch import nn
 
 from data.checkpoint import align_labels
 from data.errors import UserError
-from data.files import write_atomically
+from data.files import read_json, write_atomically
 from data.harness.cli import RunConfig, make_parser, parse_settings
+from data.harness.console import SafeOutput, one_line
 from data.harness.device import pick_device, set_threads
 from data.harness.evaluate import evaluate, predict_logits
 from data.harness.journal import Interrupted
+from data.harness.runs import check_token_types
 from data.hub import fetch
 from data.squad import window_from_text
-from data.tasks import TASKS, load_task, load_tokenizer, write_submission
+from data.tasks import TASKS, load_task, write_submission
 from data.tokenized import tokenize_texts
+from data.tokenizer import load_tokenizer
 
 COMMANDS = {      # what to do instead of a run: {flag: (metavar, help)}
     "evaluate": ("MODEL", "Score a finished run, or another fine-tuned BERT, again"),
@@ -36,7 +40,13 @@ def run_cli(name, doc, kind, run, arguments, load=None):
     name, doc: of the program; kind: its class of settings; arguments: words, None for those of the
     process. Returns the exit code: 0, 2 for a UserError, 130 if interrupted.
     """
+    stdout, stderr = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = SafeOutput(stdout), SafeOutput(stderr)
+    before = {}
     try:
+        with contextlib.suppress(ValueError):       # signals reach the main thread only
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, signal.default_int_handler)
         commands = COMMANDS if load else {}
         flags = vars(make_parser(kind, doc, commands).parse_args(arguments))
         given = {flag: value for flag, value in flags.items() if value is not None}
@@ -47,7 +57,11 @@ def run_cli(name, doc, kind, run, arguments, load=None):
         for flag, value in asked.items():
             run_command(flag, value, load, given)
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:            # files and folders that may not be read or written
+        print(f"{name}: {one_line(error.filename or 'a file')} must be readable and writable, got "
+              f"{one_line(error.strerror or error)}. Try another path", file=sys.stderr)
         return 2
     except Interrupted as stop:
         print(f"{name}: {stop}", file=sys.stderr)
@@ -55,6 +69,10 @@ def run_cli(name, doc, kind, run, arguments, load=None):
     except KeyboardInterrupt:           # outside of training
         print(f"{name}: stopped; the same command continues", file=sys.stderr)
         return 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.stdout, sys.stderr = stdout, stderr
     return 0
 
 
@@ -72,14 +90,22 @@ def run_command(name, value, load, given):
         export(value, load)
 
 
+def settings_of(model):
+    """Return the settings of the run that made a model, from its result.json; {} without one."""
+    path = fetch(model, "result.json", optional=True)
+    settings = read_json(path).get("settings") if path else {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} is damaged: it has no settings. Try to delete it, and give --task")
+    return settings
+
+
 def load_model_and_task(model, load, given, device):
     """Return a fine-tuned model and its task: (BERT in eval mode, Dataset). Raises UserError.
 
     model: the folder of a run, which knows its task, or any other model, with --task.
     """
     bert = load(model).to(device).eval()
-    result = fetch(model, "result.json", optional=True)
-    known = json.loads(result.read_text())["settings"] if result else {"task": bert.config.task}
+    known = {"task": bert.config.task} | settings_of(model)
     if "task" in given or "data" in given:
         known |= {"task": given.get("task", "custom"), "data": given.get("data", "")}
     task, folder = known["task"], known.get("data", "")
@@ -90,6 +116,7 @@ def load_model_and_task(model, load, given, device):
     max_length = min(max_length, bert.config.max_position_embeddings)
     tokenizer = load_tokenizer(model, bert.config.vocab_size)
     data = load_task(task, tokenizer, max_length, folder)
+    check_token_types(bert.config, data.columns, model)
     align_labels(bert, data.names, data.is_span, model)
     return bert, data
 
@@ -119,20 +146,24 @@ def submit(model, load, given, device):
 
 def predict(model, texts, load):
     """--predict: print class probabilities of a sentence or pair, a value, or a SQuAD answer."""
-    bert, tokenizer = load(model).eval(), load_tokenizer(model)
+    bert = load(model).eval()
     config = bert.config
+    tokenizer = load_tokenizer(model, config.vocab_size)
+    settings = settings_of(model)
     task = TASKS.get(config.task)
-    expected = None
+    names = settings.get("texts") or (task.columns if task else ())
     if config.is_span:
-        expected = 2
-    elif task and task.columns:
-        expected = len(task.columns)
-    if len(texts) != expected and (expected or not 1 <= len(texts) <= 2):
-        raise UserError(f"--predict {model} must be followed by {expected or '1 or 2'} texts, got "
-                        f"{len(texts)}")
-    longest = config.max_position_embeddings
+        names = ("question", "context")
+    expected = [len(names)] if names else [1, 2]
+    if len(texts) not in expected:
+        wanted = f"{len(names)} texts ({', '.join(names)})" if names else "1 or 2 texts"
+        raise UserError(f"--predict {model} must be followed by {wanted}, got {len(texts)}")
+    check_token_types(config, texts, model)
+    # as many tokens as the model was trained and scored with
+    trained = settings.get("max_length", 384 if config.is_span else config.max_position_embeddings)
+    longest = min(trained, config.max_position_embeddings)
     if config.is_span:
-        windows = window_from_text(*texts, tokenizer, min(longest, 384))
+        windows = window_from_text(*texts, tokenizer, longest)
         answer, _ = windows.predictions(predict_logits(bert, windows))[0]
         print(answer)
         return

@@ -1,4 +1,6 @@
-"""The printed log of both programs: its head and its lines."""
+"""The terminal, and the printed log of both programs: its head and its lines."""
+import contextlib
+import os
 
 COFI_LEGEND = """\
 L_pred   mean since the line above         s        expected sparsity       score  on the dev set
@@ -18,9 +20,13 @@ s                         share of zeros;   dev: score on the dev set
 SPARSEBERT_HEADER = "strategy           step  L_hidden     L_att    L_pred       s     dev"
 
 
-def print_header(folder, notes, columns):
-    """Print what a run begins with: its folder, notes for the user, and the head of the log."""
+def print_header(folder, data, notes, columns):
+    """Print what a run begins with: its folder, what was understood of its data, notes for the
+    user, and the head of the log.
+    """
     print(f"run        {folder}")
+    for line in data.describe():
+        print(line)
     for note in notes:
         print(f"note       {note}")
     print(f"\n{columns}")
@@ -42,3 +48,46 @@ def sparsebert_line(record):
     dev = next(iter(record["scores"].values()))
     line = "{strategy:15}{step:8}{L_hidden:10.4f}{L_att:10.4f}{L_pred:10.4f}{s:8.4f}"
     return line.format(**record) + f"{dev:8.4f}"
+
+
+# ---- the terminal ------------------------------------------------------------------------------
+
+
+class SafeOutput:
+    """A terminal or pipe that may go away, or not know a character: the run goes on without it.
+
+    `python cofi.py | head` closes the pipe after ten lines; a window may be closed; a log may be on
+    a full disk.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            stream.reconfigure(errors="replace")
+
+    def write(self, text):
+        try:
+            self.stream.write(text)
+        except (AttributeError, OSError, ValueError):       # None, a closed pipe, a closed file
+            self.detach()
+        return len(text)
+
+    def flush(self):
+        try:
+            self.stream.flush()
+        except (AttributeError, OSError, ValueError):
+            self.detach()
+
+    def detach(self):
+        """Send what follows nowhere, also what Python flushes at its end."""
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        self.stream = open(os.devnull, "w", encoding="utf-8")
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def one_line(error):
+    """Return a message without line breaks and control characters."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))

@@ -13,6 +13,20 @@ def text_bar(part, whole, width=20):
     return ("█" * (eighths // 8) + last).ljust(width)
 
 
+def for_encoding(picture, encoding):
+    """Return a picture with ASCII marks if a terminal with this encoding cannot show the blocks.
+
+    Example:
+    >>> print(for_encoding("■ · ██▌", "cp1252"))
+    # . ###
+    """
+    try:
+        picture.encode(encoding or "ascii")
+        return picture
+    except UnicodeEncodeError:
+        return picture.translate(str.maketrans("■█▉▊▋▌▍▎▏·", "#########."))
+
+
 def draw_structure(config, z, distilled, m=None):
     """Draw the structure that masks leave: one row a layer, the last layer on top.
 

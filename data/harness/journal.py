@@ -1,6 +1,7 @@
 """The log of a run, and the checkpoints from which it resumes after an interruption."""
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
@@ -9,7 +10,10 @@ import torch
 from tqdm import tqdm
 
 from data.errors import UserError, short_message
-from data.files import read_tensors, write_tensors, write_text
+from data.files import read_tensors, read_text, write_tensors, write_text
+
+# where things were; what they are is in the settings "weights", "tokens" and "teacher_weights"
+LOCATIONS = {"model", "data", "teacher"}
 
 
 class Interrupted(Exception):
@@ -18,8 +22,9 @@ class Interrupted(Exception):
 
 def diff_settings(before, now):
     """Describe where two settings differ: "lr: 0.1, now 0.2; ..."; "" where they agree."""
+    before = before if isinstance(before, dict) else {}
     return "; ".join(f"{name}: {before.get(name)}, now {value}" for name, value in now.items()
-                     if before.get(name) != value)
+                     if before.get(name) != value and name not in LOCATIONS)
 
 
 def random_generators():
@@ -60,7 +65,9 @@ class Journal:
         """Hold the folder until the process ends, however it ends. Raises UserError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock_file = (self.folder / "lock").open("w")
+            # a link is not followed
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            self.lock_file = os.fdopen(os.open(self.folder / "lock", flags, 0o666), "w")
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written ({short_message(error)}). Try "
                             "another --out") from error
@@ -81,7 +88,11 @@ class Journal:
         sys.stdout.flush()
 
     def records(self):
-        return [json.loads(line) for line in self.path.read_text().splitlines()]
+        try:
+            return [json.loads(line) for line in read_text(self.path).splitlines()]
+        except ValueError as error:
+            raise UserError(f"{self.path} is damaged ({short_message(error)}). Use --overwrite to "
+                            "start over") from error
 
     def write_records(self, records):
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
@@ -101,6 +112,13 @@ class Journal:
             self.write_records([r for r in self.records() if r.get("stage") != stage])
             return 0, {}
         saved = read_tensors(path, "Use --overwrite to start over")
+        try:
+            return self.restore_from(path, saved, stage, state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({type(error).__name__}: {short_message(error)}). "
+                            "Use --overwrite to start over") from error
+
+    def restore_from(self, path, saved, stage, state):
         changed = diff_settings(saved["settings"], self.settings)
         if changed:
             raise UserError(f"{path} was saved with different settings ({changed}). Try the "
@@ -128,7 +146,7 @@ class Journal:
         random = {name: generator.get_rng_state()
                   for name, generator in random_generators().items()}
         write_tensors(self.folder / f"{stage}.state", saved | {
-            "settings": self.settings, "step": step, "log": self.path.read_text(),
+            "settings": self.settings, "step": step, "log": read_text(self.path),
             "random": random, "extra": extra})
         self.last_save = time.monotonic()
         if self.stop_requested:
@@ -143,7 +161,7 @@ class Journal:
     def finish(self):
         """Delete the checkpoints of all stages and release the folder."""
         for path in [*self.folder.glob("*.state"), self.folder / "lock"]:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     # ---- steps ----
 

@@ -30,6 +30,9 @@ class Progress:
         self.journal, self.stage, self.num_steps = journal, stage, num_steps
         self.state, self.device = state, device
         self.start_step, saved = journal.restore(stage, state)
+        if not 0 <= self.start_step <= num_steps:
+            raise UserError(f"{journal.folder}: stage {stage} was saved at step {self.start_step} "
+                            f"of {num_steps}. Use --overwrite to start over")
         self.extra = extra | saved.get("extra", {})
         self.logged = saved.get("logged", {})
         self.start_time = time.perf_counter() - saved.get("seconds", 0)

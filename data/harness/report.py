@@ -1,15 +1,18 @@
 """What came of a run: speed-up, result.json, charts and the printed report."""
-import json
+import contextlib
+import math
+import sys
 import time
 from importlib.metadata import version
 
 import numpy as np
 import torch
 
-from data.files import write_text
+from data.errors import UserError
+from data.files import read_json, read_text, write_text
 from data.harness.charts import plot_run
 from data.harness.device import device_name, synchronize, to_device
-from data.harness.drawing import draw_structure
+from data.harness.drawing import draw_structure, for_encoding
 from data.harness.runs import load_finished, save_model
 
 
@@ -97,7 +100,11 @@ def load_report(cfg, folder, key, print_result):
     result = None if cfg.overwrite else load_finished(folder, key)
     if result:
         print(f"run        {folder}, finished earlier. Use --overwrite to replace it")
-        print_result(folder, result)
+        try:
+            print_result(folder, result)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / 'result.json'} is damaged ({type(error).__name__}: {error}"
+                            "). Use --overwrite to start over") from error
     return bool(result)
 
 
@@ -105,18 +112,23 @@ def write_curves(folder, records, distilled, result):
     """Write curves.svg of a run; its last chart shows all comparable runs under the same --out."""
     results = []
     for path in folder.parent.glob("*/result.json"):
-        other = json.loads(path.read_text())
-        if ("target_sparsity" in other and other.get("model") == result["model"]
-                and other.get("device") == result["device"]
-                and other["settings"].get("tokens") == result["settings"]["tokens"]):
-            results.append(other)
+        # another run's file may be damaged; it is no reason to stop this run
+        with contextlib.suppress(UserError, KeyError, TypeError, ValueError, AttributeError):
+            other = read_json(path)
+            same = (other["settings"]["weights"] == result["settings"]["weights"]
+                    and other["settings"]["tokens"] == result["settings"]["tokens"]
+                    and other["device"] == result["device"])
+            point = (float(x) for x in (other["target_sparsity"], other["speedup"]["32"],
+                                        other["score"]))
+            if same and all(map(math.isfinite, point)):
+                results.append(other)
     write_text(folder / "curves.svg", plot_run(records, distilled, [*results, result]))
 
 
 def print_report(folder, result):
     """Print what came of a run. folder: of the run; result: its result.json."""
     r = result
-    print(f"\n{(folder / 'network.txt').read_text()}")
+    print("\n" + for_encoding(read_text(folder / "network.txt"), sys.stdout.encoding))
     for name, score in r["scores"].items():
         print(f"{name:12}teacher {r['teacher_scores'][name]:.4f}   "
               f"pruned {r['pruned_scores'][name]:.4f}   fine-tuned {score:.4f}")

@@ -1,19 +1,19 @@
 """One run: its device and tokenizer, its folder, its teacher, and which settings runs share."""
 import hashlib
-import json
 import re
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
 
-from data.checkpoint import align_labels, read_config, write_checkpoint
+from data.checkpoint import align_labels, read_config, weights_path, write_checkpoint
 from data.errors import UserError
-from data.files import write_json
+from data.files import file_digest, read_json, write_json
 from data.harness.device import pick_device, set_threads
 from data.harness.evaluate import evaluate_dev
 from data.harness.journal import Journal, diff_settings
-from data.tasks import load_task, load_tokenizer
+from data.tasks import load_task
+from data.tokenizer import check_same_tokenizer, load_tokenizer
 
 NOT_IN_RUN_KEY = {"out", "overwrite", "save_every", "device"}   # they do not change the result
 TEACHER_KEY_FIELDS = ("task", "data", "model", "seed", "batch_size", "max_length", "teacher_epochs",
@@ -39,7 +39,16 @@ def load_data(cfg, config, tokenizer):
     """Load the task of a run. Returns the Dataset, and the Config of a model for this task."""
     max_length = min(cfg.max_length, config.max_position_embeddings)
     data = load_task(cfg.task, tokenizer, max_length, cfg.data)
+    check_token_types(config, data.columns, f"--model {cfg.model}")
     return data, replace(config, id2label=data.names, is_span=data.is_span, task=cfg.task)
+
+
+def check_token_types(config, texts, model):
+    """Raise UserError for a pair of texts if the model knows one token type only."""
+    if len(texts) > config.type_vocab_size:
+        raise UserError(f"{model} must have a type_vocab_size of {len(texts)} to read "
+                        f"{len(texts)} texts, got {config.type_vocab_size}. Try another model, or "
+                        "data with one text column")
 
 
 @torch.no_grad()
@@ -92,9 +101,15 @@ def run_dir(cfg, prefix, names=None):
 
 
 def resume_key(cfg, data):
-    """Return what two runs must share for one to continue the other: settings, tokens, labels."""
+    """Return what two runs must share for one to continue the other: settings, tokens and labels,
+    weights.
+    """
     key = {name: value for name, value in asdict(cfg).items() if name not in NOT_IN_RUN_KEY}
-    return key | {"tokens": data.digest}
+    key |= {"texts": list(data.columns), "tokens": data.digest,
+            "weights": file_digest(weights_path(cfg.model))}
+    if cfg.teacher:
+        key["teacher_weights"] = file_digest(weights_path(cfg.teacher))
+    return key
 
 
 def load_finished(folder, key, overwrite=False):
@@ -105,9 +120,17 @@ def load_finished(folder, key, overwrite=False):
     path = folder / "result.json"
     if not path.is_file():
         return None
-    result = json.loads(path.read_text())
-    changed = diff_settings(result["settings"], key)
+    try:
+        result = read_json(path, "Use --overwrite to start over")
+        changed = diff_settings(result.get("settings"), key)
+    except UserError:
+        if overwrite:
+            return None
+        raise
     if not changed:
+        # what a run leaves that was killed between its result and its last breath
+        for rest in [*folder.glob("*.state"), folder / "lock"]:
+            rest.unlink(missing_ok=True)
         return result
     if overwrite:
         return None
@@ -122,8 +145,8 @@ def open_journal(folder, key, cfg, format_line):
 
 def save_model(folder, bert, tokenizer, result):
     """Write a model and its result. result.json comes last: it says that everything is there."""
-    write_checkpoint(folder, asdict(bert.config), bert.state_dict(), tokenizer)
-    write_json(folder / "result.json", result)
+    path = write_checkpoint(folder, asdict(bert.config), bert.state_dict(), tokenizer)
+    write_json(folder / "result.json", result | {"sha256": file_digest(path)})
 
 
 # ---- the teacher ---------------------------------------------------------------------------------
@@ -139,6 +162,8 @@ def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, load_pretr
     if cfg.teacher:
         teacher = load_finetuned(cfg.teacher).to(device).eval()
         align_labels(teacher, data.names, data.is_span, f"--teacher {cfg.teacher}")
+        other = load_tokenizer(cfg.teacher, teacher.config.vocab_size)
+        check_same_tokenizer(tokenizer, other, cfg.model, cfg.teacher)
         for name in ("vocab_size", "max_position_embeddings"):
             size, needed = getattr(teacher.config, name), getattr(config, name)
             if size < needed:
@@ -146,12 +171,18 @@ def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, load_pretr
                                 f"of at least {needed}, got {cfg.teacher} with {size}")
         return teacher, evaluate_dev(teacher, data), 0.0
     folder = run_dir(cfg, ["teacher", cfg.task], set(TEACHER_KEY_FIELDS))
-    key = {name: getattr(cfg, name) for name in TEACHER_KEY_FIELDS} | {"tokens": data.digest}
+    key = {name: getattr(cfg, name) for name in TEACHER_KEY_FIELDS}
+    key |= {"tokens": data.digest, "weights": file_digest(weights_path(cfg.model))}
     finished = load_finished(folder, key, cfg.overwrite)
     if finished:
-        print(f"teacher    {folder}, trained earlier")
-        teacher = load_finetuned(folder).to(device).eval()
-        return teacher, finished["scores"], finished["seconds"]
+        try:
+            teacher = load_finetuned(folder).to(device).eval()
+            print(f"teacher    {folder}, trained earlier")
+            return teacher, finished["scores"], finished["seconds"]
+        except (UserError, KeyError) as error:
+            if not cfg.overwrite:
+                raise UserError(f"{folder} holds a damaged teacher ({error}). Use --overwrite to "
+                                "train it again") from error
     journal = open_journal(folder, key, cfg, format_line)
     teacher, _ = load_pretrained(cfg.model, config, cfg.seed)
     teacher.to(device)

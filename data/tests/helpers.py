@@ -16,7 +16,7 @@ import cofi
 from data.harness import commands, runs
 from data.harness.journal import Journal
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz", "[MASK]"]
 ALPHABET = " ".join("abcdefghijklmnopqrstuvwxyz")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cofi
-from data import metrics, squad, tokenized
+from data import custom, metrics, squad, tokenized
 from data.errors import UserError
 from data.harness import charts, drawing
 from data.hub import fetch
@@ -19,7 +19,7 @@ from data.tests.helpers import (ALPHABET, command, make_raw, make_squad, make_to
 from data.tokenized import batches
 
 
-@pytest.mark.parametrize("module", [metrics, squad, charts, drawing])
+@pytest.mark.parametrize("module", [custom, metrics, squad, charts, drawing])
 def test_examples_in_docstrings(module):
     result = doctest.testmod(module)
     assert result.attempted and not result.failed
@@ -199,44 +199,6 @@ def test_submission(offline, folder, tmp_path, capsys, monkeypatch):
             assert all(0 <= float(text) <= 5 for _, text in lines[1:])
         assert cofi.main(["--evaluate", str(run)]) == 0
         assert "test" not in capsys.readouterr().out                # its labels are not known
-
-
-# ---- custom data ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl"])
-def test_custom_data(tmp_path, kind):
-    custom = load_task("custom", make_tokenizer(), 32, write_custom(tmp_path / "d", kind))
-    raw, train = make_raw(), custom.train
-    assert custom.names == ["down", "up"]
-    assert custom.metrics == ("accuracy",) and custom.columns == ("text", "other")
-    assert custom.dev.labels.tolist() == [1 - label for label in raw["validation"]["label"]]
-    for i, pair in enumerate([('a "b', "NA"), ("12", raw["train"][1]["sentence2"])]):
-        ids = train.input_ids[train.offsets[i]:train.offsets[i + 1]]
-        assert ids.tolist() == make_tokenizer().encode(*pair).ids
-
-
-def test_custom_data_with_numbers_for_labels(tmp_path):
-    for name, labels, names in [("value", ["0.5", "3.0", "2.0"], None),
-                                ("class", ["10", "9", "10"], ["9", "10"])]:
-        (tmp_path / name).mkdir()
-        for split in ("train", "validation"):
-            lines = [f"a b\t{label}\n" for label in labels]
-            (tmp_path / name / f"{split}.tsv").write_text("words\tlabel\n" + "".join(lines))
-        custom = load_task("custom", make_tokenizer(), 32, tmp_path / name)
-        assert custom.names == names
-        assert custom.metrics == (("accuracy",) if names else ("pearson", "spearman"))
-        assert custom.train.labels.tolist() == ([1, 0, 1] if names else [0.5, 3.0, 2.0])
-
-
-def test_rows_without_words_and_of_ten_thousand(folder, tmp_path, quick):
-    custom = write_custom(tmp_path / "d", "tsv")
-    with (custom / "train.tsv").open("a") as file:
-        file.write(f"71\t\t\tup\n72\t{'a ' * 10_000}\t\tdown\n")
-    flags = ["--data", str(custom), "--model", str(folder), "--out", str(tmp_path / "out")]
-    assert cofi.main([*flags, "--max_steps", "4"]) == 0
-    train = load_task("custom", make_tokenizer(), 16, custom).train
-    assert np.diff(train.offsets)[-2:].tolist() == [3, 16]          # [CLS] [SEP] [SEP]
 
 
 # ---- SQuAD ---------------------------------------------------------------------------------------

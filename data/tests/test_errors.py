@@ -13,7 +13,7 @@ import cofi
 import sparsebert
 from data.harness.commands import COMMANDS
 from data.tests.common import slow
-from data.tests.helpers import Malicious, command, patch_load_task, rewrite, write_custom
+from data.tests.helpers import (Malicious, command, make_tokenizer, patch_load_task, rewrite)
 
 
 def check_refused(capsys, code, program, fragment):
@@ -24,6 +24,8 @@ def check_refused(capsys, code, program, fragment):
 
 
 # ---- arguments and models ------------------------------------------------------------------------
+
+ORDINARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c"]
 
 
 def edit_json(name, **changes):
@@ -58,8 +60,39 @@ def with_weights(change):
     return lambda folder: rewrite(folder, change)
 
 
+def with_file(content):
+    """Return a function that saves something else than a dict of tensors."""
+    return lambda folder: torch.save(content, folder / "pytorch_model.bin")
+
+
+def with_vocab(words=ORDINARY, encoding="utf-8", **files):
+    """Return a function that replaces tokenizer.json by a vocab.txt and other files."""
+    def edit(folder):
+        (folder / "tokenizer.json").unlink()
+        (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding=encoding)
+        for name, content in files.items():
+            (folder / f"{name}.json").write_text(
+                content if isinstance(content, str) else json.dumps(content))
+
+    return edit
+
+
+def spoil(value):
+    """Return a function that puts NaN or infinity into the weights."""
+    def change(weights):
+        weights["bert.encoder.layer.1.output.dense.weight"][3, 5] = value
+
+    return with_weights(change)
+
+
+ONE_TYPE = "bert.embeddings.token_type_embeddings.weight"
 MANY_WORDS = [{"id": 500 + i, "content": f"w{i}", "single_word": False, "lstrip": False,
                "rstrip": False, "normalized": False, "special": False} for i in range(80)]
+
+WITH_REGEX = json.loads(make_tokenizer().to_str()) | {"pre_tokenizer": {
+    "type": "Split", "pattern": {"Regex": "(" * 5000}, "behavior": "Isolated", "invert": False}}
+WITHOUT_CLS = {"model": {"type": "WordLevel", "vocab": {"<s>": 0, "</s>": 1, "[UNK]": 2},
+                         "unk_token": "[UNK]"}, "added_tokens": []}
 
 # {case: (arguments, what is done to the model first, fragment of the message)}
 BAD_ARGUMENTS = {
@@ -85,6 +118,61 @@ BAD_ARGUMENTS = {
     "no weights": ([], replace_file("pytorch_model.bin", None), "there is no pytorch_model.bin"),
     "no config": ([], replace_file("config.json", None), "there is no config.json"),
     "no tokenizer": ([], replace_file("tokenizer.json", None), "there is no vocab.txt"),
+    "weights of NaN": ([], spoil(float("nan")), "layer.1.output.dense.weight must be finite"),
+    "weights of infinity": ([], spoil(float("inf")), "must be finite, got NaN or infinity"),
+    "a training checkpoint": ([], with_file({"epoch": 3, "model_state_dict": {}}),
+                              "must hold tensors by name, got a int named 'epoch'"),
+    "a list of tensors": ([], with_file([torch.ones(1)]), "must hold tensors by name, got a list"),
+    "None for a tensor": ([], with_weights(lambda w: w | {"bert.pooler.dense.bias": None}),
+                          "got a NoneType named 'bert.pooler.dense.bias'"),
+    "a number for a name": ([], with_weights(lambda w: w | {5: torch.ones(1)}),
+                            "got a Tensor named 5"),
+    "a sparse tensor": ([], with_weights(lambda w: {n: x.to_sparse() for n, x in w.items()}),
+                        "must be a dense tensor of real numbers, got torch.sparse_coo"),
+    "complex weights": ([], with_weights(lambda w: {n: x.cfloat() for n, x in w.items()}),
+                        "must be a dense tensor of real numbers, got torch.strided, torch.complex"),
+    "config is a list": ([], replace_file("config.json", "[]"), "must hold a JSON object, got []"),
+    "a size as text": ([], edit_json("config.json", hidden_size="16"),
+                       "hidden_size must be a whole number from 1 to 20000, got '16'"),
+    "a size of null": ([], edit_json("config.json", vocab_size=None),
+                       "vocab_size must be a whole number from 1 to 5000000, got 'None'"),
+    "a size of 1e9": ([], edit_json("config.json", hidden_size=10**9),
+                      "hidden_size must be a whole number from 1 to 20000"),
+    "a billion layers": ([], edit_json("config.json", num_hidden_layers=10**9),
+                         "num_hidden_layers must be a whole number from 1 to 200"),
+    "a negative size": ([], edit_json("config.json", intermediate_size=-1),
+                        "intermediate_size must be a whole number from 0"),
+    "a size that is true": ([], edit_json("config.json", type_vocab_size=True),
+                            "type_vocab_size must be a whole number from 1 to 1000"),
+    "large, but not of these weights": ([], edit_json(
+        "config.json", hidden_size=20_000, vocab_size=5_000_000, pooler_size=20_000),
+        "in its weights, but"),
+    "dropout of text": ([], edit_json("config.json", hidden_dropout_prob="0.1"),
+                        "hidden_dropout_prob must be a number from 0 to 0.99, got '0.1'"),
+    "class names out of order": ([], edit_json("config.json", id2label={"1": "a", "3": "b"}),
+                                 "id2label must give a name to each of the classes 0, 1, ..."),
+    "class names of null": ([], edit_json("config.json", id2label={"0": None, "1": "b"}),
+                            "id2label must give a name to each of the classes"),
+    "one token type for pairs": (
+        [], lambda folder: (edit_json("config.json", type_vocab_size=1)(folder),
+                            rewrite(folder, lambda w: w | {ONE_TYPE: w[ONE_TYPE][:1]})),
+        "must have a type_vocab_size of 2 to read 2 texts, got 1"),
+    "a vocabulary without [CLS]": ([], with_vocab(["<s>", "</s>", "a", "b"]),
+                                   "got none for [PAD] [UNK] [CLS] [SEP] [MASK]"),
+    "a tokenizer without [CLS]": ([], replace_file("tokenizer.json", json.dumps(WITHOUT_CLS)),
+                                  "got none for [PAD] [CLS] [SEP] [MASK]"),
+    "a tokenizer of another class": (
+        [], with_vocab(tokenizer_config={"tokenizer_class": "BertJapaneseTokenizer"}),
+        "tokenizer_class must be BertTokenizer, got BertJapaneseTokenizer"),
+    "a vocabulary in latin-1": ([], with_vocab([*ORDINARY, "ë"], "latin-1"),
+                                "vocab.txt must be UTF-8"),
+    "a tokenizer_config that is no JSON": ([], with_vocab(tokenizer_config="{"), "is not JSON"),
+    "a vocab.txt larger than the embeddings": (
+        [], with_vocab([*ORDINARY, *map(str, range(200))]), "must have at most 100 words"),
+    "an added token out of place": ([], with_vocab(added_tokens={"new": 70}),
+                                    "'new' must have the id 8, the next after vocab.txt, got 70"),
+    "a regex that cannot be compiled": (
+        [], replace_file("tokenizer.json", json.dumps(WITH_REGEX)), "is not a tokenizer"),
     "config is no JSON": ([], replace_file("config.json", "{"), "is not JSON"),
     "config of another kind": ([], replace_file("config.json", '{"model_type": "gpt2"}'),
                                "model_type must be 'bert', got 'gpt2'"),
@@ -189,44 +277,6 @@ def test_out_that_cannot_be_written(offline, folder, tmp_path, capsys, out):
     code = cofi.main([*command(folder, tmp_path), "--out", str(tmp_path / out)])
     check_refused(capsys, code, "cofi", "cannot be written")
     assert (tmp_path / "file").read_text() == "mine"
-
-
-# ---- custom data ---------------------------------------------------------------------------------
-
-# {case: (other files, or None: no folder at all; fragment of the message)}; None deletes a file
-BAD_DATA = {
-    "no folder": (None, "no such folder"),
-    "no validation": ({"validation.tsv": None}, "no validation.tsv"),
-    "twice": ({"train.csv": "x"}, "got train.tsv and train.csv in"),
-    "no label": ({"train.tsv": "a\tb\nx\ty\n"}, "there is no column 'label'"),
-    "no text": ({"train.tsv": "label\n1\n0\n", "validation.tsv": "label\n1\n"},
-                "one or two text columns beside label, got 0"),
-    "three texts": ({"train.tsv": "a\tb\tc\tlabel\nx\ty\tz\t1\n"},
-                    "one or two text columns beside label, got 3 (a, b, c)"),
-    "one class": ({"train.tsv": "text\tother\tlabel\nx\ty\tup\n"}, "every label is 'up'"),
-    "another class": ({"validation.tsv": "text\tother\tlabel\nx\ty\tleft\n"},
-                      "got 'left' in 1 rows"),
-    "no rows": ({"validation.tsv": "text\tother\tlabel\n"}, "no data"),
-    "an empty file": ({"validation.tsv": ""}, "cannot be read"),
-    "a ragged file": ({"train.tsv": "text\tother\tlabel\nx\ty\tup\t1\t2\nx\n"},
-                      "line 2 must have 3 columns as the first line, got 5"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_DATA)
-def test_bad_custom_data(folder, tmp_path, capsys, case):
-    files, fragment = BAD_DATA[case]
-    custom = tmp_path / "d"
-    if files:
-        write_custom(custom, "tsv")
-    for name, text in (files or {}).items():
-        (custom / name).unlink(missing_ok=True)
-        if text is not None:
-            (custom / name).write_text(text)
-    code = cofi.main(["--data", str(custom), "--model", str(folder), "--out",
-                      str(tmp_path / "out")])
-    check_refused(capsys, code, "cofi", fragment)
-    assert not (tmp_path / "out").exists()
 
 
 # ---- sparsebert.py -------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 import cofi
 from data.checkpoint import align_labels, read_mlm_head, write_checkpoint
 from data.errors import UserError
-from data.tasks import load_tokenizer
+from data.tokenizer import load_tokenizer
 from data.tests.common import TINY, assert_close, make_batch, make_bert, make_masks
 from data.tests.helpers import WORDS, make_tokenizer, rewrite
 

@@ -160,7 +160,7 @@ def test_squad_end_to_end(squad, folder, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.strip() in ALPHABET
     assert cofi.main(["--export", str(run)]) == 0
     assert cofi.main(["--predict", str(run), "a"]) == 2
-    assert "must be followed by 2 texts, got 1" in capsys.readouterr().err
+    assert "must be followed by 2 texts (question, context), got 1" in capsys.readouterr().err
     monkeypatch.setattr(sparsebert, "speedup_csr", lambda bert: {"1 x 8": 1.0})
     strategies = ["--strategy", "distil,small_dense", "--sparsity", "0.5"]
     assert sparsebert.main([*flags, *strategies]) == 0

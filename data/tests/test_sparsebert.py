@@ -11,7 +11,8 @@ import sparsebert
 from data.checkpoint import read_config, read_mlm_head
 from data.harness.journal import Journal
 from data.sparse import load_sparse, save_sparse, to_csr
-from data.tasks import TOY, load_task, load_tokenizer
+from data.tasks import TOY, load_task
+from data.tokenizer import load_tokenizer
 from data.tests.common import MINILM, assert_close, make_batch, make_bert, slow
 from data.tests.helpers import read_result
 from data.tokenized import tokenize_texts

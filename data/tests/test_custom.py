@@ -1,0 +1,337 @@
+"""Your own data: what is read, what is understood, and what is refused before anything is trained.
+
+Each case is a small input of a kind that people report when they fine-tune on their own files.
+"""
+import json
+import os
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+
+import cofi
+from data import custom
+from data.course.guide import ROOT
+from data.errors import UserError
+from data.hub import cached
+from data.tasks import load_task, task_size
+from data.tests.common import slow
+from data.tests.helpers import make_raw, make_tokenizer, write_custom
+
+TSV = "text\tlabel\n"
+PLAIN = TSV + "a b\tup\nc d\tdown\n"
+
+
+def write_files(folder, **files):
+    """Write files named train_csv and so on, text or bytes. Returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        data = content if isinstance(content, bytes) else content.encode()
+        (folder / name.replace("_", ".")).write_bytes(data)
+    return folder
+
+
+def read(tmp_path, **files):
+    """Return (text columns, class names, training labels) of a folder with these files."""
+    if not any(name.startswith("validation") for name in files):
+        kind = next(name for name in files if name.startswith("train")).split("_")[1]
+        files |= {f"validation_{kind}": files[f"train_{kind}"]}
+    _, texts, labels, names = custom.read_folder(write_files(tmp_path / "d", **files))
+    return texts, names, labels["train"].tolist()
+
+
+def jsonl(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl"])
+def test_custom_data(tmp_path, kind):
+    task = load_task("custom", make_tokenizer(), 32, write_custom(tmp_path / "d", kind))
+    raw, train = make_raw(), task.train
+    assert task.names == ["down", "up"]
+    assert task.metrics == ("accuracy",) and task.columns == ("text", "other")
+    assert task.dev.labels.tolist() == [1 - label for label in raw["validation"]["label"]]
+    for i, pair in enumerate([('a "b', "NA"), ("12", raw["train"][1]["sentence2"])]):
+        ids = train.input_ids[train.offsets[i]:train.offsets[i + 1]]
+        assert ids.tolist() == make_tokenizer().encode(*pair).ids
+
+
+def test_custom_data_with_numbers_for_labels(tmp_path):
+    for name, labels, names in [("value", ["0.5", "3.0", "2.0"], None),
+                                ("class", ["10", "9", "10"], ["9", "10"])]:
+        (tmp_path / name).mkdir()
+        for split in ("train", "validation"):
+            lines = [f"a b\t{label}\n" for label in labels]
+            (tmp_path / name / f"{split}.tsv").write_text("words\tlabel\n" + "".join(lines))
+        task = load_task("custom", make_tokenizer(), 32, tmp_path / name)
+        assert task.names == names
+        assert task.metrics == (("accuracy",) if names else ("pearson", "spearman"))
+        assert task.train.labels.tolist() == ([1, 0, 1] if names else [0.5, 3.0, 2.0])
+
+
+def test_rows_without_words_and_of_ten_thousand(folder, tmp_path, quick):
+    custom = write_custom(tmp_path / "d", "tsv")
+    with (custom / "train.tsv").open("a") as file:
+        file.write(f"71\t\t\tup\n72\t{'a ' * 10_000}\t\tdown\n")
+    flags = ["--data", str(custom), "--model", str(folder), "--out", str(tmp_path / "out")]
+    assert cofi.main([*flags, "--max_steps", "4"]) == 0
+    train = load_task("custom", make_tokenizer(), 16, custom).train
+    assert np.diff(train.offsets)[-2:].tolist() == [3, 16]          # [CLS] [SEP] [SEP]
+
+
+# ---- What is understood --------------------------------------------------------------------------
+
+# {labels of the training rows: (class names, None for a regression; labels)}
+LABELS = {
+    ("1", "1.0", "0", "2"): (["0", "1", "2"], [1, 1, 0, 2]),          # equal numbers are one class
+    ("10", "9", "-1"): (["-1", "9", "10"], [2, 1, 0]),                # by value, not as text
+    ("01", "1", "2"): (["1", "2"], [0, 0, 1]),
+    (" up", "up ", "down"): (["down", "up"], [1, 1, 0]),
+    ("b", "a", "1"): (["1", "a", "b"], [2, 1, 0]),
+    ("none", "null", "NA"): (["NA", "none", "null"], [1, 2, 0]),      # words are classes
+    ("0.5", "1e-05", "2.0"): (None, [0.5, 1e-05, 2.0]),               # one fraction: a regression
+    ("1", "2", "2.5"): (None, [1.0, 2.0, 2.5]),
+    ("1.0", "3.0", "2.0"): (None, [1.0, 3.0, 2.0]),                   # all with a point
+}
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_classes_or_regression(tmp_path, labels):
+    names, expected = LABELS[labels]
+    text = TSV + "".join(f"a b\t{label}\n" for label in labels)
+    _, got, encoded = read(tmp_path, train_tsv=text)
+    assert got == names and encoded == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rows, names, expected", [
+    ([1, 0, 1], ["0", "1"], [1, 0, 1]),
+    ([1.5, 2, 0], None, [1.5, 2.0, 0.0]),
+    ([True, False, True], ["False", "True"], [1, 0, 1]),
+    (["b", 1, "b"], ["1", "b"], [1, 0, 1])])
+def test_labels_of_jsonl(tmp_path, rows, names, expected):
+    text = jsonl(*({"text": "a b", "label": label} for label in rows))
+    assert read(tmp_path, train_jsonl=text)[1:] == (names, expected)
+
+
+# {header: (one row, the text columns)}
+COLUMNS = {
+    ",text,label": ("0,a b,up", ("text",)),                           # the index of pandas
+    "Unnamed: 0,text,label": ("0,a b,up", ("text",)),
+    "qid,first,second,label": ("q1,a b,c d,up", ("first", "second")),
+    "id,idx,doc_id,guid,text,label": ("x,y,z,w,a b,up", ("text",)),
+    "stars,text,length,label": ("5,a b,3.0,up", ("text",)),           # numbers are no text
+    " text , label ": ("a b,up", ("text",)),
+    "text,label,part": ("a b,up,seen", ("text",)),
+    "acid,label": ("a b,up", ("acid",)),
+}
+
+
+@pytest.mark.parametrize("header", COLUMNS)
+def test_text_columns(tmp_path, header):
+    row, texts = COLUMNS[header]
+    text = f"{header}\n{row}\n{row.replace('up', 'down')}\n"
+    assert read(tmp_path, train_csv=text)[0] == texts
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_byte_order_mark(tmp_path, kind):
+    """Excel writes one."""
+    text = {"csv": "text,label\na b,up\nc d,down\n", "tsv": PLAIN,
+            "jsonl": jsonl({"text": "a b", "label": "up"}, {"text": "c d", "label": "down"})}[kind]
+    got = read(tmp_path, **{f"train_{kind}": b"\xef\xbb\xbf" + text.encode()})
+    assert got == (("text",), ["down", "up"], [1, 0])
+
+
+def test_long_and_many_lined_cells(tmp_path):
+    """A cell of 200,000 characters, and lines inside of quotes: they count as one row."""
+    lines = '"a\nb\nc",up\n' * 4_000
+    text = f"text,label\n{'a ' * 100_000},down\n{lines}"
+    folder = write_files(tmp_path / "d", train_csv=text, validation_csv=text)
+    assert custom.count_rows(folder) == 4001
+    assert task_size("custom", folder) == "small"           # 12,002 lines
+    assert load_task("custom", make_tokenizer(), 16, folder).train.labels.sum() == 4000
+
+
+def test_carriage_returns_and_blank_lines(tmp_path):
+    assert read(tmp_path, train_tsv=PLAIN.replace("\n", "\r\n") + "\r\n")[2] == [1, 0]
+
+
+def test_values_of_jsonl_as_text(tmp_path):
+    """A number among texts is a text; lists in a column that is not read do not matter."""
+    rows = [{"text": "a b", "tokens": ["a"], "label": "up"}, {"text": 12, "label": "down"}]
+    assert read(tmp_path, train_jsonl=jsonl(*rows)) == (("text",), ["down", "up"], [1, 0])
+
+
+@pytest.mark.parametrize("name", ["reviews[1]", "x::y", "a*b", "{c}", "ü ß", "hf://x"])
+def test_the_folder_that_was_named(tmp_path, name):
+    """No pattern, no protocol: exactly these files, and not those of a folder beside them."""
+    write_files(tmp_path / "reviews1", train_tsv=PLAIN, validation_tsv=PLAIN)
+    other = PLAIN.replace("up", "left")
+    folder = write_files(tmp_path / name, train_tsv=other, validation_tsv=other)
+    assert load_task("custom", make_tokenizer(), 16, folder).names == ["down", "left"]
+
+
+def test_a_file_replaced_within_its_time_stamp(tmp_path):
+    folder = write_files(tmp_path / "d", train_tsv=PLAIN, validation_tsv=PLAIN)
+    path = folder / "train.tsv"
+    before = load_task("custom", make_tokenizer(), 16, folder)
+    first, stamp = before.train.input_ids.tolist(), path.stat()
+    path.write_text(PLAIN.replace("a b", "x y"))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    after = load_task("custom", make_tokenizer(), 16, folder)
+    assert after.train.input_ids.tolist() != first and after.digest != before.digest
+
+
+def test_test_sets_with_and_without_labels(tmp_path):
+    for content, is_known in ((PLAIN, True), ("text\na b\n", False), (TSV + "a b\t\n", False)):
+        folder = write_files(tmp_path / "d", train_tsv=PLAIN, validation_tsv=PLAIN,
+                             test_tsv=content)
+        test = load_task("custom", make_tokenizer(), 16, folder).test
+        assert (test is not None) == is_known
+
+
+@slow
+def test_class_order_does_not_depend_on_the_hash_seed(tmp_path):
+    labels = ["1", "1.0", "0", "0.0", "b", "a", "c"]
+    program = f"from data.custom import find_classes; print(find_classes({labels}))"
+    orders = {subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True,
+                             text=True, check=True, env=os.environ | {"PYTHONHASHSEED": seed}).stdout
+              for seed in ("1", "2", "3")}
+    assert len(orders) == 1
+
+
+def test_a_run_says_what_it_understood(folder, tmp_path, quick, capsys):
+    data = write_custom(tmp_path / "d", "csv")
+    flags = ["--data", str(data), "--model", str(folder), "--out", str(tmp_path / "out")]
+    assert cofi.main([*flags, "--max_steps", "2"]) == 0
+    printed = capsys.readouterr().out.splitlines()[:5]
+    counts = np.bincount(make_raw()["train"]["label"])
+    assert printed[1:4] == ["texts      text, other",
+                            f"labels     2 classes: down {counts[1]}, up {counts[0]}",
+                            "rows       train 70, validation 35"]
+
+
+def test_description_of_a_regression_and_of_many_classes(tmp_path):
+    for name, labels, expected in (
+            ("r", ["0.5", "4"], "labels     regression, from 0.5 to 4"),
+            ("c", [str(i) for i in range(20)], "labels     20 classes: " + ", ".join(
+                f"{i} 1" for i in range(8)) + ", ...")):
+        text = TSV + "".join(f"a b\t{label}\n" for label in labels)
+        folder = write_files(tmp_path / name, train_tsv=text, validation_tsv=text)
+        assert load_task("custom", make_tokenizer(), 16, folder).describe()[1] == expected
+
+
+# ---- What is refused -----------------------------------------------------------------------------
+
+ROW = {"text": "a b", "label": "up"}
+# {case: (files, fragment of the message)}; a validation set is added where there is none
+REFUSED = {
+    "an empty label": ({"train_csv": "text,label\nwarm soup,1\ncold soup,0\nsome soup,\n"
+                                     "fresh bread,1\n"}, "train: 1 row without a label"),
+    "labels of spaces": ({"train_tsv": PLAIN + "x\t \ny\t\n"}, "train: 2 rows without a label"),
+    "nan in a regression": ({"train_tsv": TSV + "a\t0.5\nb\tnan\n"},
+                            "train: 1 row without a label"),
+    "nan in the dev set": ({"train_tsv": TSV + "a\t0.5\nb\t1.5\n",
+                            "validation_tsv": TSV + "a\tNaN\n"},
+                           "validation: 1 row without a label"),
+    "NaN of JSON": ({"train_jsonl": '{"text": "a b", "label": NaN}\n' + jsonl(ROW)},
+                    "train: 1 row without a label"),
+    "null of JSON": ({"train_jsonl": jsonl(ROW, {"text": "a b", "label": None})},
+                     "train: 1 row without a label"),
+    "a label left out": ({"train_jsonl": jsonl(ROW, {"text": "a b"})},
+                         "train: 1 row without a label"),
+    "an infinite label": ({"train_tsv": TSV + "a\t0.5\nb\tinf\n"},
+                          "every label must be a finite number, got 'inf'"),
+    "a fraction among classes": ({"train_tsv": TSV + "a\t1\nb\t2\n",
+                                  "validation_tsv": TSV + "a\t1.5\n"},
+                                 "label must be one of 1, 2, got '1.5' in 1 row"),
+    "a word in a regression": ({"train_tsv": TSV + "a\t1.5\nb\t2.5\n",
+                                "validation_tsv": TSV + "a\thigh\n"},
+                               "every label must be a number such as 2.5"),
+    "a label that is a list": ({"train_jsonl": jsonl(ROW, {"text": "a b", "label": ["up"]})},
+                               "label must be a text or a number, got ['up'] in row 2"),
+    "a label that is an object": ({"train_jsonl": jsonl({"text": "a b", "label": {"a": 1}}, ROW)},
+                                  "label must be a text or a number, got {'a': 1} in row 1"),
+    "one name twice": ({"train_csv": "text,text,label\na,b,up\nc,d,down\n"},
+                       "columns of different names, got 'text' twice"),
+    "a text column too few": ({"train_tsv": "a\tb\tlabel\nx\ty\tup\nx\ty\tdown\n",
+                               "validation_tsv": "a\tlabel\nx\tup\n"},
+                              "there is no column 'b'; its columns are a, label"),
+    "a text column too few in test": ({"train_tsv": PLAIN, "test_tsv": "words\na\n"},
+                                      "test.tsv: there is no column 'text'"),
+    "a list for a text": ({"train_jsonl": jsonl(ROW, ROW | {"label": "down"}),
+                           "validation_jsonl": jsonl(ROW | {"text": ["a", "b"]})},
+                          "text must be text, got ['a', 'b'] in row 1"),
+    "null for a text": ({"train_jsonl": jsonl(ROW, {"text": None, "label": "down"})},
+                        "1 row without text"),
+    "half a surrogate pair": ({"train_jsonl": '{"text": "\\ud83d", "label": "up"}\n'},
+                              "line 1 must be JSON of Unicode text"),
+    "no JSON": ({"train_jsonl": "text: a\n"}, "line 1 must be JSON of Unicode text"),
+    "a list of JSON": ({"train_jsonl": '["a", "up"]\n'}, "line 1 must be an object such as"),
+    "one JSON file": ({"train_jsonl": json.dumps([ROW, ROW], indent=1)}, "line 1 must be JSON"),
+    "semicolons": ({"train_csv": "text;label\na b;up\n"},
+                   "its columns are text;label and must include label. Columns are separated by"),
+    "another encoding": ({"train_csv": "text,label\nZoë,up\n".encode("latin-1")},
+                         "train.csv must be UTF-8"),
+    "UTF-16": ({"train_tsv": PLAIN.encode("utf-16")}, "train.tsv must be UTF-8"),
+    "a quote that is not closed": ({"train_csv": 'text,label\n"a b,up\nc d,down\n'},
+                                   "train.csv cannot be read"),
+    "only numbers": ({"train_tsv": TSV + "1\tup\n2\tdown\n"},
+                     "one or two text columns beside label, got 0"),
+    "no validation": ({"train_tsv": PLAIN, "validation_tsv": None}, "no validation.tsv"),
+    "two formats": ({"train_tsv": PLAIN, "train_csv": "x"}, "got train.tsv and train.csv in"),
+    "no label": ({"train_tsv": "a\tb\nx\ty\n"}, "there is no column 'label'"),
+    "no text": ({"train_tsv": "label\n1\n0\n"}, "one or two text columns beside label, got 0"),
+    "three texts": ({"train_tsv": "a\tb\tc\tlabel\nx\ty\tz\tup\nx\ty\tz\tdown\n"},
+                    "one or two text columns beside label, got 3 (a, b, c)"),
+    "one class": ({"train_tsv": TSV + "x\tup\n"}, "every label is 'up'"),
+    "another class": ({"train_tsv": PLAIN, "validation_tsv": TSV + "x\tleft\n"},
+                      "got 'left' in 1 row"),
+    "no rows": ({"train_tsv": PLAIN, "validation_tsv": TSV}, "there are no rows"),
+    "an empty file": ({"train_tsv": PLAIN, "validation_tsv": ""}, "cannot be read"),
+    "a ragged file": ({"train_tsv": TSV + "x\tup\t1\t2\n"},
+                      "line 2 must have 2 columns as the first line, got 4"),
+    "a part named as the score": ({"train_csv": "text,label,part\na b,up,x\nc d,down,accuracy\n"},
+                                  "part must not have the name of a score, got 'accuracy'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_in_one_line(folder, tmp_path, capsys, case):
+    files, fragment = REFUSED[case]
+    kind = next(iter(files)).split("_")[1]
+    files = {f"validation_{kind}": files[f"train_{kind}"]} | files
+    files = {name: content for name, content in files.items() if content is not None}
+    data = write_files(tmp_path / "d", **files)
+    code = cofi.main(["--data", str(data), "--model", str(folder), "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert code == 2 and fragment in error and error.count("\n") == 1, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_such_folder(folder, tmp_path, capsys):
+    code = cofi.main(["--data", str(tmp_path / "d"), "--model", str(folder)])
+    assert code == 2 and "no such folder" in capsys.readouterr().err
+
+
+def test_cache_that_cannot_be_written(folder, tmp_path, capsys, monkeypatch):
+    """A full or read-only disk: the line names the cache."""
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(datasets.Dataset, "map", full)
+    data = write_files(tmp_path / "d", train_tsv=PLAIN, validation_tsv=PLAIN)
+    code = cofi.main(["--data", str(data), "--model", str(folder), "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert code == 2 and error.count("\n") == 1
+    assert "No space left" in error and "HF_HOME" in error and "The cache /" in error
+
+
+def test_errors_of_the_cache_keep_their_message():
+    def wrapped():
+        raise RuntimeError("generation failed") from UserError("line 3 must be JSON")
+
+    with pytest.raises(UserError, match="line 3"):
+        cached(wrapped)
