@@ -42,10 +42,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import nn
-
+# `data` comes first: from here on Ctrl-C ends the program without a traceback
 from data.checkpoint import load_encoder, load_weights, read_finetuned, read_weights
 from data.errors import UserError
 from data.harness.cli import EPOCHS, LEARNING_RATE, SHARE, WEIGHT, RunConfig, flag
@@ -58,6 +55,10 @@ from data.harness.report import finish_run, load_report, print_report
 from data.harness.runs import check_reachable, get_teacher, load_data, open_journal, resume_key
 from data.harness.runs import run_dir, setup
 from data.harness.teacher import cache_teacher
+
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 # --------------------------------------------------------------------------------------------------
 # 0. Settings
@@ -959,7 +960,8 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
     if masks is not None:
         scale = max(1, MASK_LR_REFERENCE_STEPS / num_steps)
         scale = min(scale, MAX_MASK_LR_SCALE)
-        groups.append({"params": masks.parameters(), "lr": cfg.mask_lr * scale})
+        groups.append({
+            "params": masks.parameters(), "lr": cfg.mask_lr * scale})
         lambda1 = torch.tensor(0.0)
         lambda2 = torch.tensor(cfg.lambda2)
         lambdas = nn.ParameterList([lambda1, lambda2]).to(bert.classifier.weight.device)
@@ -1052,7 +1054,7 @@ def run(cfg):
     # what is impossible is refused before anything is downloaded or trained
     check_reachable(masks, cfg)
     data, config = load_data(cfg, config, tokenizer)
-    folder = run_dir(cfg, [cfg.task, f"{cfg.sparsity:g}"])
+    folder = run_dir(cfg, [cfg.task, str(cfg.sparsity)])
     key = resume_key(cfg, data)
     if load_report(cfg, folder, key, print_report):
         return

@@ -38,10 +38,7 @@ import math
 import sys
 from dataclasses import dataclass, replace
 
-import torch
-import torch.nn.functional as F
-from torch import nn
-
+# as in cofi.py, `data` comes before PyTorch
 import cofi
 from cofi import count_encoder_weights, label_loss, load_pretrained, pred_loss
 from data.checkpoint import read_mlm_head
@@ -60,6 +57,10 @@ from data.harness.runs import run_dir, save_model, setup
 from data.sparse import save_sparse, speedup_csr
 from data.tasks import Dataset
 from data.tokenized import batches, concatenate
+
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 # --------------------------------------------------------------------------------------------------
 # 0. Settings
@@ -403,7 +404,7 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
     bert.train()
     optimizer = torch.optim.AdamW(bert.parameters(), cfg.prune_lr, fused=True,
                                   weight_decay=cfg.weight_decay)
-    progress = Progress(journal, f"{strategy}-{sparsity:g}", num_steps,
+    progress = Progress(journal, f"{strategy}-{sparsity}", num_steps,
                         {"bert": bert, "optimizer": optimizer}, device, log_lines=5,
                         masks=masks, s=s)
     state = progress.extra
@@ -527,7 +528,7 @@ class Comparison:
 
     def run_strategy(self, strategy, sparsity):
         """Train and save a strategy at one sparsity, unless it was done before: return its row."""
-        cfg, name = self.cfg, f"{strategy}-{sparsity:g}"
+        cfg, name = self.cfg, f"{strategy}-{sparsity}"
         folder, key = self.journal.folder / name, self.journal.settings
         finished = load_finished(folder, key)
         if finished:
@@ -583,7 +584,7 @@ def run(cfg):
     result = {"rows": rows, "settings": key, "device": device_name(device)}
     sparse = [row for row in rows if row["strategy"] not in ("teacher", "small_dense")]
     if sparse:
-        name = f"{sparse[-1]['strategy']}-{sparse[-1]['sparsity']:g}"
+        name = f"{sparse[-1]['strategy']}-{sparse[-1]['sparsity']}"
         bert = cofi.load_finetuned(folder / name).eval()
         result |= {"sparse": name, "counts": count_weights(bert), "speedup": speedup_csr(bert),
                    "bytes": save_sparse(folder / name / "sparse.bin", bert)}

@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 
 from data.errors import UserError, short_message
+from data.files import is_folder
 from data.hub import cached
 
 KINDS = ("tsv", "csv", "jsonl")
@@ -28,7 +29,7 @@ FORMAT = 1        # part of the cache's key: raise it when read_table changes wh
 
 def find_split_files(folder):
     """Return {split: file} of a folder: train, validation and perhaps test."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"--data must be a folder with train.tsv and validation.tsv (or .csv, or "
                         f".jsonl), got {folder}: no such folder")
     found = {}

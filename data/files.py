@@ -1,12 +1,26 @@
 """Atomic file writes, text in UTF-8, and files of tensors that carry no code."""
 import contextlib
+import errno
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import torch
 
 from data.errors import UserError, short_message
+
+
+def is_folder(path):
+    """Whether a path is a folder. A name that is too long is none; what may not be entered raises
+    PermissionError.
+    """
+    try:
+        return Path(path).is_dir()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def write_atomically(path, save):

@@ -7,6 +7,7 @@ import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from data.errors import UserError, short_message
+from data.files import is_folder
 
 FILES = "config.json, pytorch_model.bin and tokenizer.json"
 
@@ -41,16 +42,15 @@ def fetch(name, filename, optional=False):
     file does not exist and `optional` is set. Raises UserError if the file is required, if there is
     no such model, or if the hub cannot be reached and the file is not in the local cache.
     """
-    folder = Path(name)
-    if folder.is_dir():
-        path = folder / filename
+    if is_folder(name):
+        path = Path(name) / filename
         if path.is_file():
             return path
         if optional:
             return None
         raise UserError(f"{name}: there is no {filename} in it. Try a folder with {FILES}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise UserError(f"{name}: neither a folder here nor a hub name like "
+        raise UserError(f"{str(name)[:100]}: neither a folder here nor a hub name like "
                         f"google-bert/bert-base-uncased. Try one with {FILES}")
     try:
         return Path(silenced(huggingface_hub.hf_hub_download, str(name), filename))

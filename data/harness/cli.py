@@ -50,7 +50,8 @@ def check_in_range(name, value, low, high):
     hint = ""
     if name == "sparsity" and low <= value / 100 <= high:
         hint = f" (did you mean {value / 100:g}?)"
-    raise UserError(f"--{name} must be between {low:g} and {high:g}, got {value:g}{hint}")
+    shown = f"{value:g}" if isinstance(value, float) else str(value)[:40]
+    raise UserError(f"--{name} must be between {low:g} and {high:g}, got {shown}{hint}")
 
 
 @dataclass
@@ -113,7 +114,7 @@ class RunConfig:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(f"{message}. Try python {self.prog} --help")
+        raise UserError(f"{message[:200]}. Try python {self.prog} --help")
 
 
 def make_parser(kind, doc, commands={}):
@@ -124,7 +125,7 @@ def make_parser(kind, doc, commands={}):
     """
     toy = asdict(kind.for_task("toy"))
     of_toy = ", ".join(f"{f.name} {toy[f.name]}" for f in fields(kind) if toy[f.name] != f.default)
-    parser = Parser(description=doc.split("\n\n")[0], allow_abbrev=False,
+    parser = Parser(description=(doc or "").split("\n\n")[0], allow_abbrev=False,
                     epilog=f"The toy has other defaults: {of_toy}.")
     for f in fields(kind):
         notes = [" ".join(f.metadata["choices"])] if "choices" in f.metadata else []

@@ -14,7 +14,7 @@ from torch import nn
 
 from data.checkpoint import align_labels
 from data.errors import UserError
-from data.files import read_json, write_atomically
+from data.files import is_folder, read_json, write_atomically
 from data.harness.cli import RunConfig, make_parser, parse_settings
 from data.harness.console import SafeOutput, one_line
 from data.harness.device import pick_device, set_threads
@@ -190,7 +190,7 @@ class LogitsOnly(nn.Module):
 
 def export(folder, load):
     """--export: write FOLDER/model.pt2, a program for PyTorch alone, for any batch and length."""
-    if not Path(folder).is_dir():
+    if not is_folder(folder):
         raise UserError(f"--export must be the folder of a model, got {folder}. model.pt2 is "
                         "written there")
     bert = load(folder).eval()

@@ -89,5 +89,5 @@ class SafeOutput:
 
 
 def one_line(error):
-    """Return a message without line breaks and control characters."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))
+    """Return a message without line breaks and control characters, at most 1,000 characters."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error)[:1000])

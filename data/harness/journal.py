@@ -125,6 +125,8 @@ class Journal:
                             "earlier settings, or --overwrite to start over")
         if "extra" not in saved:
             raise UserError(f"{path} was saved by an older version. Use --overwrite to start over")
+        if not isinstance(saved["step"], int):
+            raise TypeError(f"step is {saved['step']!r}")
         for name, thing in state.items():
             if thing is not None:
                 thing.load_state_dict(saved[name])

@@ -114,7 +114,7 @@ def check_values(masks, z):
 
 
 @slow
-@pytest.mark.parametrize("name, rounds", [("2x64", 10), ("4x128", 4), ("6x384", 1)])
+@pytest.mark.parametrize("name, rounds", [("2x64", 6), ("4x128", 3), ("6x384", 1)])
 def test_every_subset_of_masks(name, rounds):
     torch.manual_seed(0)
     for groups in SUBSETS * rounds:
@@ -143,6 +143,15 @@ def test_never_an_empty_network():
     check_target(masks, 0.84, z)
     assert (z["z_mha"] > 0).tolist() == [False, False]
     assert (z["z_ffn"] > 0).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("mean", [-500.0, -150.0, -50.0, 100.0])
+def test_extreme_log_alpha(mean):
+    """As after steps with --mask_lr 10: what stays open does not vanish in fp32."""
+    masks = cofi.Masks(CONFIGS["2x64"])
+    for p in masks.parameters():
+        p.data.normal_(mean, 1.0)
+    check_target(masks, 0.9, final_masks(masks, 0.9))
 
 
 @pytest.mark.parametrize("groups, highest", [
@@ -210,7 +219,7 @@ def add_one_at_a_time(k, log_alpha, layers, kept, budget):
 def test_against_brute_force(groups):
     """FFN units fill the largest structure that fits; if they are too few, the next larger one."""
     torch.manual_seed(1)
-    for _ in range(5):
+    for _ in range(3):
         masks = random_masks(CONFIGS["tiny"], groups)
         t = min(random_target(masks), 0.97)
         log_alpha = {group: a.detach().double() for group, a in masks.log_alpha().items()}

@@ -3,7 +3,6 @@ import math
 import os
 import pickle
 import re
-import resource
 import signal
 import time
 from dataclasses import replace
@@ -134,6 +133,7 @@ def test_ctrl_c(offline, folder, tmp_path):
 @pytest.fixture
 def limit_file_size():
     """Return a function that limits the size of files, as a full disk does. None: as before."""
+    resource = pytest.importorskip("resource")      # Windows has none
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(size):

@@ -1,0 +1,153 @@
+"""Terminals, pipes, signals and paths: a run goes on without a reader, or ends with one line."""
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import cofi
+import sparsebert
+from data.course.guide import ROOT
+from data.harness import commands
+from data.harness.drawing import for_encoding
+from data.tests.common import slow
+from data.tests.helpers import write_custom
+
+# cofi.py, with a short measurement of the speed-up
+PROGRAM = """if True:
+    import functools, sys
+    from data.harness import report
+    report.measure_speedup = functools.partial(report.measure_speedup, length=16, seconds=0.0)
+    import cofi
+    sys.exit(cofi.main(sys.argv[1:]))"""
+
+
+@pytest.fixture
+def words(folder, tmp_path):
+    """The words of a short run that needs no network."""
+    data = write_custom(tmp_path / "d", "tsv")
+    return [sys.executable, "-c", PROGRAM, "--data", str(data), "--model", str(folder), "--out",
+            str(tmp_path / "out"), "--max_steps", "2", "--threads", "1"]
+
+
+def assert_finished(tmp_path, code, error):
+    assert code == 0 and not error.strip(), error
+    result, = (tmp_path / "out").glob("custom-*/result.json")
+    assert "████" in (result.parent / "network.txt").read_text(encoding="utf-8")
+
+
+# ---- A terminal that goes away -------------------------------------------------------------------
+
+
+@slow
+def test_closed_pipe(words, tmp_path):
+    """python cofi.py | head -1: the run goes on, silently."""
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as program:
+        assert program.stdout.readline().startswith("run ")
+        program.stdout.close()
+        error = program.stderr.read()
+    assert_finished(tmp_path, program.returncode, error)
+
+
+@slow
+@pytest.mark.parametrize("redirection", [">&-", "> /dev/full"])
+def test_no_stdout_and_a_full_disk(words, tmp_path, redirection):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    done = subprocess.run(["sh", "-c", f'exec "$@" {redirection}', "sh", *words], cwd=ROOT,
+                          stderr=subprocess.PIPE, text=True, check=False)
+    assert_finished(tmp_path, done.returncode, done.stderr)
+
+
+@slow
+@pytest.mark.parametrize("environment", [
+    {"PYTHONIOENCODING": "cp1252"},
+    {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_terminal_without_blocks(words, tmp_path, environment):
+    """The drawing is shown in ASCII; its file stays in UTF-8."""
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False,
+                          encoding="latin-1", env=os.environ | environment)
+    assert_finished(tmp_path, done.returncode, done.stderr)
+    assert "####" in done.stdout and ". . . ." in done.stdout
+
+
+def test_marks_of_a_terminal():
+    picture = "1  ■ · ■  ██▌ 18"
+    assert for_encoding(picture, "utf-8") == picture
+    assert for_encoding(picture, "cp1252") == for_encoding(picture, None) == "1  # . #  ### 18"
+
+
+# ---- Signals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_outside_of_training(monkeypatch, capsys, number):
+    monkeypatch.setattr(commands, "parse_settings", lambda *_: os.kill(os.getpid(), number))
+    assert cofi.main([]) == 130
+    assert capsys.readouterr().err == "cofi: stopped; the same command continues\n"
+
+
+@slow
+@pytest.mark.parametrize("module", [cofi, sparsebert])
+def test_ctrl_c_while_pytorch_is_imported(module):
+    with subprocess.Popen([sys.executable, module.__file__, "--help"], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as program:
+        time.sleep(0.5)
+        program.send_signal(signal.SIGINT)
+        _, error = program.communicate()
+    assert program.returncode in (-signal.SIGINT, 130) and error.count("\n") <= 1, error
+
+
+# ---- Paths and values ----------------------------------------------------------------------------
+
+LONG = "a long sentence " * 40
+BAD_PATHS = {
+    "a text for a model": (["--predict", LONG, "x"], "neither a folder here nor a hub name"),
+    "a long model": (["--model", "m/" * 600], "neither a folder here nor a hub name"),
+    "a long teacher": (["--teacher", "t" * 300], "neither a folder here nor a hub name"),
+    "long data": (["--data", "d" * 300], "no such folder"),
+    "a long run": (["--evaluate", "e" * 300], "neither a folder here nor a hub name"),
+    "a line break": (["--task", "rte\nmrpc"], "got rte\\nmrpc"),
+    "an escape": (["--model", "a\x1b[31mb"], "a\\x1b[31mb"),
+    "a zero byte": (["--model", "a\0b"], "a\\x00b"),
+    "400 digits": (["--batch_size", "9" * 400], "--batch_size must be between 1 and 65536, got 99"),
+    "5,000 digits": (["--seed", "9" * 5000], "--seed"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_PATHS)
+def test_bad_paths_and_values(folder, tmp_path, capsys, case):
+    arguments, fragment = BAD_PATHS[case]
+    code = cofi.main(["--model", str(folder), "--out", str(tmp_path / "out"), *arguments])
+    error = capsys.readouterr().err
+    assert code == 2 and fragment in error and error.count("\n") == 1, error
+    assert "\x1b" not in error and len(error) < 1500
+
+
+@pytest.mark.parametrize("error, fragment", [
+    (PermissionError(errno.EACCES, "Permission denied", "/data/train.tsv"),
+     "/data/train.tsv must be readable and writable, got Permission denied"),
+    (OSError(errno.ENAMETOOLONG, "File name too long", "xx"), "got File name too long"),
+    (OSError("no strerror"), "got no strerror")])
+def test_files_that_may_not_be_read(monkeypatch, capsys, error, fragment):
+    """Wherever it happens: one line, and exit code 2."""
+    def fail(*_):
+        raise error
+
+    for module in (cofi, sparsebert):
+        monkeypatch.setattr(commands, "parse_settings", fail)
+        assert module.main([]) == 2
+        printed = capsys.readouterr().err
+        assert fragment in printed and printed.count("\n") == 1
+
+
+@slow
+def test_without_docstrings():
+    """python -OO removes the docstring that --help shows, and every assert."""
+    done = subprocess.run([sys.executable, "-OO", cofi.__file__, "--help"], capture_output=True,
+                          text=True, check=True)
+    assert "--sparsity FLOAT" in done.stdout
