@@ -12,7 +12,6 @@
 
 A failing test prints expected, got and the likely mistake. All other tests are in data/tests/.
 """
-import argparse
 import doctest
 import functools
 import itertools
@@ -30,8 +29,9 @@ from torch import nn
 
 import cofi
 import sparsebert
-from data.errors import UserError
 from data.harness import report
+from data.harness.cli import Parser, check_in_range
+from data.harness.console import exit_code
 from data.harness.journal import Journal
 from data.tasks import TASKS, TOY
 from data.tests.common import (BERT_BASE, MINILM, ODD, TINY, assert_close, make_batch, make_bert,
@@ -744,7 +744,11 @@ def test_counts_of_bert_base():
 
 def main(arguments=None):
     """Run a command. Returns the exit code: 0, 1 for a wrong answer, 2 for unusable input."""
-    parser = argparse.ArgumentParser(description="The course, and a benchmark. pytest runs tests.")
+    return exit_code("test_cofi", functools.partial(run_command, arguments))
+
+
+def run_command(arguments):
+    parser = Parser(description="The course, and a benchmark. pytest runs the tests.")
     choice = parser.add_mutually_exclusive_group(required=True)
     choice.add_argument("--guide", action="store_true", help="list every equation with its test")
     choice.add_argument("--assignment", type=Path, metavar="FOLDER", help="write a copy to fill in")
@@ -761,18 +765,16 @@ def main(arguments=None):
     # imported here, because the tests need none of them
     from data.course import assignment, guide, questions
     from data.results.benchmark import benchmark
-    try:
-        if given.guide:
-            guide.print_guide()
-        if given.assignment:
-            assignment.write_assignment(given.assignment)
-        if given.benchmark:
-            benchmark(given.model, given.task, given.batch_size, given.threads, given.turns,
-                      given.device)
-        return questions.check_answer(*given.answer) if given.answer else 0
-    except UserError as error:
-        print(f"test_cofi: {error}", file=sys.stderr)
-        return 2
+    for name, highest in ("batch_size", 65536), ("threads", 1024), ("turns", 10_000):
+        check_in_range(name, getattr(given, name), 1, highest)
+    if given.guide:
+        guide.print_guide()
+    if given.assignment:
+        assignment.write_assignment(given.assignment)
+    if given.benchmark:
+        benchmark(given.model, given.task, given.batch_size, given.threads, given.turns,
+                  given.device)
+    return questions.check_answer(*given.answer) if given.answer else 0
 
 
 if __name__ == "__main__":

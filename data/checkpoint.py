@@ -139,8 +139,8 @@ def load_tensors(model):
                         f"{remedy}")
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{path} must hold tensors by name, got a {type(tensor).__name__} named "
-                            f"{name!r}. {remedy}")
+            raise UserError(f"{path} must hold tensors by name, got a {type(tensor).__name__} "
+                            f"named {name!r}. {remedy}")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
             raise UserError(f"{path}: {name} must be a dense tensor of real numbers, got "
                             f"{tensor.layout}, {tensor.dtype}. {remedy}")

@@ -50,8 +50,8 @@ def read_text(path):
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} must be UTF-8, got {short_message(error)}. Try to download or save "
-                        "it again") from error
+        raise UserError(f"{path} must be UTF-8, got {short_message(error)}. Try to download or "
+                        "save it again") from error
 
 
 def read_json(path, remedy="Try to download or save it again"):

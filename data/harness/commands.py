@@ -3,9 +3,6 @@
 --evaluate, --predict, --submit and --export get `load`, a function from a folder or hub name to a
 BERT: cofi.load_finetuned.
 """
-import contextlib
-import signal
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +13,9 @@ from data.checkpoint import align_labels
 from data.errors import UserError
 from data.files import is_folder, read_json, write_atomically
 from data.harness.cli import RunConfig, make_parser, parse_settings
-from data.harness.console import SafeOutput, one_line
+from data.harness.console import exit_code
 from data.harness.device import pick_device, set_threads
 from data.harness.evaluate import evaluate, predict_logits
-from data.harness.journal import Interrupted
 from data.harness.runs import check_token_types
 from data.hub import fetch
 from data.squad import window_from_text
@@ -40,13 +36,7 @@ def run_cli(name, doc, kind, run, arguments, load=None):
     name, doc: of the program; kind: its class of settings; arguments: words, None for those of the
     process. Returns the exit code: 0, 2 for a UserError, 130 if interrupted.
     """
-    stdout, stderr = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = SafeOutput(stdout), SafeOutput(stderr)
-    before = {}
-    try:
-        with contextlib.suppress(ValueError):       # signals reach the main thread only
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, signal.default_int_handler)
+    def start():
         commands = COMMANDS if load else {}
         flags = vars(make_parser(kind, doc, commands).parse_args(arguments))
         given = {flag: value for flag, value in flags.items() if value is not None}
@@ -56,24 +46,8 @@ def run_cli(name, doc, kind, run, arguments, load=None):
             run(cfg)
         for flag, value in asked.items():
             run_command(flag, value, load, given)
-    except UserError as error:
-        print(f"{name}: {one_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:            # files and folders that may not be read or written
-        print(f"{name}: {one_line(error.filename or 'a file')} must be readable and writable, got "
-              f"{one_line(error.strerror or error)}. Try another path", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        print(f"{name}: {stop}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:           # outside of training
-        print(f"{name}: stopped; the same command continues", file=sys.stderr)
-        return 130
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        sys.stdout, sys.stderr = stdout, stderr
-    return 0
+
+    return exit_code(name, start)
 
 
 def run_command(name, value, load, given):

@@ -1,6 +1,11 @@
 """The terminal, and the printed log of both programs: its head and its lines."""
 import contextlib
 import os
+import signal
+import sys
+
+from data.errors import UserError
+from data.harness.journal import Interrupted
 
 COFI_LEGEND = """\
 L_pred   mean since the line above         s        expected sparsity       score  on the dev set
@@ -50,7 +55,7 @@ def sparsebert_line(record):
     return line.format(**record) + f"{dev:8.4f}"
 
 
-# ---- the terminal ------------------------------------------------------------------------------
+# ---- the terminal --------------------------------------------------------------------------------
 
 
 class SafeOutput:
@@ -91,3 +96,34 @@ class SafeOutput:
 def one_line(error):
     """Return a message without line breaks and control characters, at most 1,000 characters."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error)[:1000])
+
+
+def exit_code(name, start):
+    """Call start(), the whole of a program, and return its exit code; an error is one line.
+
+    0, or what start returns; 2 for unusable input; 130 if interrupted. name: of the program.
+    """
+    stdout, stderr = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = SafeOutput(stdout), SafeOutput(stderr)
+    before = {}
+    code = 2
+    try:
+        with contextlib.suppress(ValueError):       # signals reach the main thread only
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, signal.default_int_handler)
+        return start() or 0
+    except UserError as error:
+        message = str(error)
+    except OSError as error:            # files and folders that may not be read or written
+        message = (f"{error.filename or 'a file'} must be readable and writable, got "
+                   f"{error.strerror or error}. Try another path")
+    except Interrupted as stop:
+        code, message = 130, str(stop)
+    except KeyboardInterrupt:           # outside of training
+        code, message = 130, "stopped; the same command continues"
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.stdout, sys.stderr = stdout, stderr
+    print(f"{name}: {one_line(message)}", file=SafeOutput(stderr))
+    return code

@@ -156,8 +156,8 @@ def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, load_pretr
                 format_line):
     """Return the teacher: the one given, one trained earlier with these settings, or a new one.
 
-    load_finetuned, load_pretrained, train: the functions of cofi.py; format_line: of the log. Returns
-    (BERT in eval mode, {metric: dev score}, seconds of training).
+    load_finetuned, load_pretrained, train: the functions of cofi.py; format_line: of the log.
+    Returns (BERT in eval mode, {metric: dev score}, seconds of training).
     """
     if cfg.teacher:
         teacher = load_finetuned(cfg.teacher).to(device).eval()

@@ -197,7 +197,7 @@ def test_class_order_does_not_depend_on_the_hash_seed(tmp_path):
     labels = ["1", "1.0", "0", "0.0", "b", "a", "c"]
     program = f"from data.custom import find_classes; print(find_classes({labels}))"
     orders = {subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True,
-                             text=True, check=True, env=os.environ | {"PYTHONHASHSEED": seed}).stdout
+                             check=True, env=os.environ | {"PYTHONHASHSEED": seed}).stdout
               for seed in ("1", "2")}
     assert len(orders) == 1
 

@@ -284,7 +284,8 @@ def test_out_that_cannot_be_written(offline, folder, tmp_path, capsys, out):
 SPARSE_BAD = {
     "sparsity 95": (["--sparsity", "0.5,95"], "got 95 (did you mean 0.95?)"),
     "not numeric": (["--sparsity", "0.5,much"], "separated by commas, got 0.5,much"),
-    "unknown strategy": (["--strategy", "distill"], "small_dense, separated by commas, got distill"),
+    "unknown strategy": (["--strategy", "distill"],
+                         "small_dense, separated by commas, got distill"),
     "blocks that do not fit": (["--block", "24"], "--block must divide a matrix of"),
     "blocks that are too large": (["--block", "32"], "--block must leave something of a matrix of"),
     "too small to be dense": (["--strategy", "small_dense", "--sparsity", "0.999"],

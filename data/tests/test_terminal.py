@@ -10,11 +10,13 @@ import pytest
 
 import cofi
 import sparsebert
+import test_cofi
 from data.course.guide import ROOT
 from data.harness import commands
 from data.harness.drawing import for_encoding
 from data.tests.common import slow
 from data.tests.helpers import write_custom
+from data.toy import prepare
 
 # cofi.py, with a short measurement of the speed-up
 PROGRAM = """if True:
@@ -143,6 +145,29 @@ def test_files_that_may_not_be_read(monkeypatch, capsys, error, fragment):
         assert module.main([]) == 2
         printed = capsys.readouterr().err
         assert fragment in printed and printed.count("\n") == 1
+
+
+TOOLS = {
+    "--assignment": "test_cofi: argument --assignment: expected one argument",
+    "--assignment /proc/x": "test_cofi: /proc/x must be readable and writable",
+    "--answer 1a": "test_cofi: argument --answer: expected 2 arguments",
+    "--answer zz 5": "test_cofi: --answer must be followed by one of 1a,",
+    "--benchmark --turns 0": "test_cofi: --turns must be between 1 and 10000, got 0",
+    "--benchmark --device nope": "test_cofi: argument --device: invalid choice: 'nope'",
+    "--benchmark --model nowhere": "test_cofi: nowhere: neither a folder here nor a hub name",
+    "prepare --steps -1": "prepare: --steps must be between 0 and",
+    "prepare --only_splits --out /proc/x": "prepare: /proc/x must be readable and writable",
+    "prepare --nope": "prepare: unrecognized arguments: --nope"}
+
+
+@pytest.mark.parametrize("words", TOOLS)
+def test_tools_with_bad_arguments(capsys, words):
+    main, arguments = test_cofi.main, words.split()
+    if arguments[0] == "prepare":
+        main, arguments = prepare.main, arguments[1:]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(TOOLS[words]) and error.count("\n") == 1, error
 
 
 @slow

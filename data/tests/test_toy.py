@@ -91,7 +91,7 @@ def test_toy_splits():
 
 def test_toy_is_what_prepare_makes(tmp_path):
     """The splits byte for byte, the tokenizer, and a model that has kept its masked-LM head."""
-    assert prepare.main(["--only_splits", "--out", str(tmp_path)]) is None
+    assert prepare.main(["--only_splits", "--out", str(tmp_path)]) == 0
     for split in ("train", "validation", "test"):
         shipped = (TOY / f"{split}.tsv").read_bytes()
         assert (tmp_path / f"{split}.tsv").read_bytes() == shipped

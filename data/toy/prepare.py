@@ -5,8 +5,8 @@
 
 README.md beside this file describes the world. The script imports cofi.py: it trains a BERT.
 """
-import argparse
 import csv
+import functools
 import sys
 import time
 from dataclasses import asdict, replace
@@ -24,6 +24,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 from cofi import BERT, Config                               # noqa: E402
 from data.checkpoint import write_checkpoint                # noqa: E402
+from data.harness.cli import Parser, check_in_range         # noqa: E402
+from data.harness.console import exit_code                  # noqa: E402
 from data.harness.device import has_bf16                    # noqa: E402
 from data.tokenized import batches, tokenize_texts          # noqa: E402
 
@@ -364,16 +366,23 @@ def pretrain(tokenizer, corpus, steps, batch_size=128, lr=1e-3):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """Run the command line. Returns the exit code: 0, 2 for unusable input, 130 if interrupted."""
+    return exit_code("prepare", functools.partial(prepare, arguments))
+
+
+def prepare(arguments):
+    parser = Parser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only_splits", action="store_true", help="no pre-training")
     parser.add_argument("--out", type=Path, default=HERE, help="folder [default: this one]")
     parser.add_argument("--documents", type=int, default=60_000, help="of the corpus")
     parser.add_argument("--steps", type=int, default=8000, help="of training; 0: an untrained BERT")
     args = parser.parse_args(arguments)
+    check_in_range("documents", args.documents, 1, 10**7)
+    check_in_range("steps", args.steps, 0, 10**7)
     args.out.mkdir(parents=True, exist_ok=True)
     splits = make_splits()
     for split, rows in splits.items():
-        with (args.out / f"{split}.tsv").open("w", newline="") as file:
+        with (args.out / f"{split}.tsv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, delimiter="\t", lineterminator="\n")
             writer.writerow(["sentence1", "sentence2", "label", "part"])
             writer.writerows([str(p), str(h), label, part] for p, h, label, part in rows)
@@ -389,4 +398,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
