@@ -60,7 +60,9 @@ class RunConfig:
     task: str = flag("toy", "Toy, a task of GLUE, SQuAD, or custom with --data",
                      choices=tuple(TASKS))
     data: str = flag("", "Folder with your own train and validation files (.tsv, .csv or .jsonl): "
-                     "a column label, and one or two columns of text")
+                     "a column label, and one or two columns of text. Not text: id, idx, part, "
+                     "columns that end in _id, columns of numbers. Labels are classes, or a "
+                     "regression: numbers of which one is not whole, or all with a point (1.0)")
     model: str = flag("google-bert/bert-base-uncased", "Pre-trained BERT: hub name or folder")
     teacher: str = flag("", "Fine-tuned BERT: hub name or folder. Without it one is trained")
     teacher_epochs: float = flag(None, "Epochs of teacher training (ours: 5 on small sets, 3 on "

@@ -41,7 +41,10 @@ def draw_structure(config, z, distilled, m=None):
         units = int((z["z_int"][i] > 0).sum())
         f = config.ffn_per_layer[i]
         marks = " ".join("■" if is_open else "·" for is_open in heads)
-        teachers = ", ".join(str(j + 1) for j, student in zip(distilled, m or []) if student == i)
+        teachers = ""
+        if units or sum(heads):         # a dead layer learns nothing more
+            teachers = ", ".join(str(j + 1) for j, student in zip(distilled, m or [])
+                                 if student == i)
         line = (f"{i + 1:5}  {marks}{sum(heads) or '-':>3}  {text_bar(units, f)}"
                 f"{units or '-':>6} of {f:<6}{teachers}")
         lines.append(line.rstrip())
