@@ -571,7 +571,7 @@ def test_toy_is_the_task_of_a_run_without_arguments(tmp_path, capsys):
     """A whole run in two steps a stage. --evaluate gives the scores of its result.json again."""
     assert cofi.main(["--max_steps", "2", "--out", str(tmp_path)]) == 0
     folder, = tmp_path.glob("toy-0.9*")
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text("utf-8"))
     assert list(result["scores"]) == ["accuracy", "seen", "unseen"]
     assert result["score"] == (result["scores"]["seen"] + result["scores"]["unseen"]) / 2
     assert 0.9 <= result["sparsity"] < 0.9005
@@ -613,7 +613,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
                 for run in (whole, killed)]
         assert logs[0] == logs[1]
         assert not [*killed.glob("*.state"), *killed.glob("*.part")]
-    assert len({(run / "network.txt").read_text() for run in (whole, killed)}) == 1
+    assert len({(run / "network.txt").read_text("utf-8") for run in (whole, killed)}) == 1
 
 
 # ---- 7. SparseBERT -------------------------------------------------------------------------------

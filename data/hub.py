@@ -1,4 +1,5 @@
 """Files of a model: from a local folder, or from the Hugging Face hub by name."""
+import errno
 import re
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from data.errors import UserError, short_message
 from data.files import is_folder
 
+DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTDIR,
+               errno.EISDIR, errno.EEXIST, getattr(errno, "EDQUOT", None)} - {None}
 FILES = "config.json, pytorch_model.bin and tokenizer.json"
 
 
@@ -20,18 +23,25 @@ def silenced(call, *args, **kwargs):
     return call(*args, **kwargs)
 
 
+def check_disk(error):
+    """Raise UserError if it was the cache's disk that made a library fail, or a UserError below."""
+    while error is not None:
+        if isinstance(error, UserError):
+            raise error
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise UserError(f"The cache {datasets.config.HF_CACHE_HOME} must be writable, got "
+                            f"{short_message(error)}. Try to free some space, or set HF_HOME to "
+                            "another folder") from error
+        error = error.__cause__ or error.__context__
+
+
 def cached(call, *args, **kwargs):
-    """Call a function of `datasets` that writes to its cache. Raises UserError if that fails."""
+    """Call a function of `datasets` that writes to its cache. Raises UserError if the disk fails.
+    """
     try:
         return silenced(call, *args, **kwargs)
     except Exception as error:
-        reason = error.__cause__ or error
-        if isinstance(reason, UserError):
-            raise reason from error
-        if isinstance(reason, OSError):
-            raise UserError(f"The cache {datasets.config.HF_DATASETS_CACHE} must be writable, got "
-                            f"{short_message(reason)}. Try to free some space, or set HF_HOME to "
-                            "another folder") from error
+        check_disk(error)
         raise
 
 
@@ -55,6 +65,7 @@ def fetch(name, filename, optional=False):
     try:
         return Path(silenced(huggingface_hub.hf_hub_download, str(name), filename))
     except Exception as error:  # many kinds, of several network libraries; none is swallowed
+        check_disk(error)
         # LocalEntryNotFoundError is a subclass that means "no connection".
         exists_not = isinstance(error, EntryNotFoundError)
         if exists_not and not isinstance(error, LocalEntryNotFoundError):

@@ -10,7 +10,7 @@ import numpy as np
 from data import custom
 from data.errors import UserError, short_message
 from data.files import write_text
-from data.hub import silenced
+from data.hub import check_disk, silenced
 from data.squad import tokenize_squad
 from data.tokenized import concatenate, tokenize
 
@@ -148,6 +148,7 @@ def load_task(name, tokenizer, max_length, folder=""):
     try:
         raw = silenced(datasets.load_dataset, task.repository, *subset)
     except Exception as error:  # many kinds, of several network libraries; none is swallowed
+        check_disk(error)
         raise UserError(f"Could not download the dataset {task.repository} ({name}): "
                         f"{short_message(error)}. Check the network; a dataset that was downloaded "
                         "once is read from the cache") from error

@@ -98,12 +98,13 @@ def write_assignment(folder, numbers=tuple(PARTS)):
     readme = ROOT / "data/course/README.md"
     shutil.copy(readme if readme.exists() else ROOT / "README.md", folder / "README.md")
     for file in ("cofi.py", "sparsebert.py"):
-        source = (ROOT / file).read_text()
+        source = (ROOT / file).read_text("utf-8")
         for number in numbers:
             if PARTS[number].file == file:
                 source = blank(source, PARTS[number].write, f"part {number}")
-        (folder / file).write_text(source)
+        (folder / file).write_text(source, "utf-8")
     # the questions without their answers
     questions = folder / "data/course/questions.py"
     hint = {"answers": "check an answer with python test_cofi.py --answer 1a 0.5"}
-    questions.write_text(blank(questions.read_text(), hint, "not in this copy"))
+    questions.write_text(blank(questions.read_text("utf-8"), hint, "not in this copy"),
+                         "utf-8")

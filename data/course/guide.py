@@ -50,7 +50,7 @@ def equations():
     """Return an Equation for every § at the end of a line of the two files, in their order."""
     found = []
     for file in FILES:
-        source = (ROOT / file).read_text()
+        source = (ROOT / file).read_text("utf-8")
         for line, (_, tag) in line_comments(source).items():
             if tag:
                 found.append(Equation(tag, file, line, function_at(source, line)))

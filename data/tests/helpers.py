@@ -120,11 +120,11 @@ def command(folder, tmp_path, *more):
 
 
 def read_result(folder):
-    return json.loads((folder / "result.json").read_text())
+    return json.loads((folder / "result.json").read_text("utf-8"))
 
 
 def read_log(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
 
 
 def assert_same_files(one, two):

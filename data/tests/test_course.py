@@ -70,7 +70,7 @@ def test_what_the_copy_holds(tmp_path):
         "cofi.py", "sparsebert.py", "test_cofi.py", "data", "requirements.txt", "LICENSE",
         "README.md"}
     readme = README if README.exists() else ROOT / "README.md"
-    assert (folder / "README.md").read_text() == readme.read_text()
+    assert (folder / "README.md").read_text("utf-8") == readme.read_text("utf-8")
     spec = importlib.util.spec_from_file_location("copy", folder / "data/course/questions.py")
     copied = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copied)
@@ -78,7 +78,7 @@ def test_what_the_copy_holds(tmp_path):
     with pytest.raises(NotImplementedError, match="not in this copy: answers"):
         copied.answers()
     for number, (file, write) in assignment.PARTS.items():
-        text = (folder / file).read_text()
+        text = (folder / file).read_text("utf-8")
         for name in write:
             node = source.definitions(text)[name]
             assert ast.get_docstring(node) and len(node.body) == 2, name
@@ -88,7 +88,7 @@ def test_what_the_copy_holds(tmp_path):
 def test_assignments_are_short():
     """No function to write has more than 15 lines of code; each has a docstring."""
     for file, write in assignment.PARTS.values():
-        text = (ROOT / file).read_text()
+        text = (ROOT / file).read_text("utf-8")
         for name in write:
             node = source.definitions(text)[name]
             body = text.splitlines()[node.body[0].end_lineno:node.end_lineno]
@@ -99,7 +99,7 @@ def test_assignments_are_short():
 @NEEDS_README
 def test_text_of_the_course_names_every_function():
     """In the row of its part, with the file; and it gives their number."""
-    rows = {int(row[2]): row for row in README.read_text().splitlines()
+    rows = {int(row[2]): row for row in README.read_text("utf-8").splitlines()
             if re.match(r"\| \d ", row)}
     assert rows.keys() == assignment.PARTS.keys()
     for number, (file, write) in assignment.PARTS.items():
@@ -107,7 +107,7 @@ def test_text_of_the_course_names_every_function():
         for name in write:
             assert f"`{name}`" in rows[number], f"part {number} does not name {name}"
     total = sum(len(write) for _, write in assignment.PARTS.values())
-    assert f"{total} functions" in README.read_text()
+    assert f"{total} functions" in README.read_text("utf-8")
 
 
 # ---- the questions -------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def test_answers():
 
 @NEEDS_README
 def test_text_of_the_course_asks_every_question():
-    assert re.findall(r"\*\*(\d[a-c])\*\*", README.read_text()) == sorted(questions.DIGESTS)
+    assert re.findall(r"\*\*(\d[a-c])\*\*", README.read_text("utf-8")) == sorted(questions.DIGESTS)
 
 
 # ---- the command line ----------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def test_command_line_of_the_course(tmp_path, capsys):
         assert error.startswith("test_cofi: --a") and "\n" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
     assert main(["--assignment", str(tmp_path / "new")]) == 0
-    assert "part 6: magnitude_mask" in (tmp_path / "new/sparsebert.py").read_text()
+    assert "part 6: magnitude_mask" in (tmp_path / "new/sparsebert.py").read_text("utf-8")
 
 
 # ---- the guide -----------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_guide_has_every_equation():
     assert all(guide.TESTS.values())
     by_tag = {}
     for tag, file, line, function in found:
-        text = (ROOT / file).read_text()
+        text = (ROOT / file).read_text("utf-8")
         assert text.splitlines()[line - 1].endswith(tag)
         assert function in source.definitions(text), f"{file}:{line} is in no function"
         by_tag.setdefault(tag, set()).add(file)
@@ -164,7 +164,7 @@ def test_guide_has_every_equation():
 
 def test_tests_of_the_guide_exist():
     files = [ROOT / "test_cofi.py", *(ROOT / "data/tests").glob("*.py")]
-    known = {name for file in files for name in source.definitions(file.read_text())}
+    known = {name for file in files for name in source.definitions(file.read_text("utf-8"))}
     assert {name for names in guide.TESTS.values() for name in names} <= known
 
 

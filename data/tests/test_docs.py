@@ -7,7 +7,7 @@ import sparsebert
 from data.harness import report
 
 ROOT = Path(cofi.__file__).parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text("utf-8")
 
 
 def section(title):

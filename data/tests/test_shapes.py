@@ -153,7 +153,7 @@ def path_of(module):
 
 
 def read_sources():
-    return {module: (ROOT / path_of(module)).read_text() for module in MODULES}
+    return {module: (ROOT / path_of(module)).read_text("utf-8") for module in MODULES}
 
 
 def test_shape_comments(monkeypatch):

@@ -15,7 +15,7 @@ def read_toy(split):
     """Return [(premise, hypothesis, label, part)] of a file, the texts as Sentences of prepare.py.
     """
     rows = []
-    for line in (TOY / f"{split}.tsv").read_text().splitlines()[1:]:
+    for line in (TOY / f"{split}.tsv").read_text("utf-8").splitlines()[1:]:
         *pair, label, part = line.split("\t")
         for i, words in enumerate(text.split() for text in pair):
             adjective = words.pop(1) if words[1] in prepare.ADJECTIVES else ""
@@ -96,7 +96,7 @@ def test_toy_is_what_prepare_makes(tmp_path):
         shipped = (TOY / f"{split}.tsv").read_bytes()
         assert (tmp_path / f"{split}.tsv").read_bytes() == shipped
     made = prepare.make_tokenizer().to_str()
-    assert json.loads(made) == json.loads((TOY / "tokenizer.json").read_text())
+    assert json.loads(made) == json.loads((TOY / "tokenizer.json").read_text("utf-8"))
     weights = torch.load(TOY / "pytorch_model.bin", weights_only=True)
     assert "cls.predictions.bias" in weights
     assert sum(path.stat().st_size for path in TOY.iterdir() if path.is_file()) < 6e6
