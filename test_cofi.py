@@ -19,7 +19,6 @@ import json
 import math
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,14 +29,14 @@ from torch import nn
 import cofi
 import sparsebert
 from data.harness import report
-from data.harness.cli import Parser, check_in_range
 from data.harness.console import exit_code
 from data.harness.journal import Journal
-from data.tasks import TASKS, TOY
-from data.tests.common import (BERT_BASE, MINILM, ODD, TINY, assert_close, make_batch, make_bert,
-                               make_masks, part, random_log_alpha, slow)
+from data.tests.common import (BERT_BASE, ODD, TINY, assert_close, explained, make_batch, make_bert,
+                               make_masks, match_by_loops, part, random_log_alpha,
+                               reference_forward, size_by_loops, slow)
 
 SPAN = replace(TINY, id2label=None, is_span=True)
+NOISE_WITH_0 = 12        # with this seed torch.rand(1_000_000) holds a 0
 
 
 @pytest.fixture(autouse=True)
@@ -47,51 +46,38 @@ def fixed_seed_and_short_measurements(monkeypatch):
                         functools.partial(report.measure_speedup, length=16, seconds=0.0))
 
 
-@torch.no_grad()
-def reference_forward(bert, batch, z=None):
-    """Compute the logits (B, classes) from the weights alone: no forward() of cofi.py runs.
-
-    One example at a time, without its padding; one head at a time. A sub-layer without weights is
-    skipped, a closed hidden dimension stays 0. z: {group: mask}, or None.
-    """
-    c, e, L, k = bert.config, bert.embeddings, len(bert.layers), bert.config.attention_head_size
-    z = z or {"z_mha": torch.ones(L), "z_head": [torch.ones(h) for h in c.heads_per_layer],
-              "z_ffn": torch.ones(L), "z_int": [torch.ones(f) for f in c.ffn_per_layer],
-              "z_hidn": torch.ones(c.hidden_size)}
-    z_hidn, kept = z["z_hidn"], z["z_hidn"] > 0
-
-    def linear(module, x, rows=slice(None)):
-        return x @ module.weight[rows].T + module.bias[rows]
-
-    def norm(module, x):
-        y = torch.zeros_like(x)
-        y[:, kept] = F.layer_norm(x[:, kept], (int(kept.sum()),), eps=module.eps)
-        return (y * module.weight + module.bias) * z_hidn
-
-    def head(mha, x, i):
-        rows = slice(i * k, (i + 1) * k)
-        queries, keys, values = (linear(m, x, rows) for m in (mha.query, mha.key, mha.value))
-        attention = (queries @ keys.T / math.sqrt(k)).softmax(-1)
-        return attention @ values @ mha.out.weight[:, rows].T
-
-    logits = []
-    for b, is_token in enumerate(batch["attention_mask"]):
-        x = e.word.weight[batch["input_ids"][b][is_token]]
-        x = x + e.token_type.weight[batch["token_type_ids"][b][is_token]]
-        x = norm(e.norm, x + e.position.weight[:len(x)])
-        for l, layer in enumerate(bert.layers):
-            if z["z_mha"][l] > 0 and any(z["z_head"][l]):
-                heads = [z_i * head(layer.mha, x, i) for i, z_i in enumerate(z["z_head"][l])]
-                y = (sum(heads) + layer.mha.out.bias) * z["z_mha"][l]
-                x = norm(layer.mha.norm, x + y * z_hidn)
-            if z["z_ffn"][l] > 0 and any(z["z_int"][l]):
-                units = F.gelu(linear(layer.ffn.up, x)) * z["z_int"][l]
-                x = norm(layer.ffn.norm, x + linear(layer.ffn.down, units) * z["z_ffn"][l] * z_hidn)
-        logits.append(linear(bert.classifier, torch.tanh(linear(bert.pooler, x[:1])))[0])
-    return torch.stack(logits)
-
-
 # ---- 1. BERT -------------------------------------------------------------------------------------
+
+
+@part(2)
+def test_norm_is_the_layernorm_of_what_is_kept():
+    """MaskedLayerNorm equals F.layer_norm of the kept dimensions, times z_hidn."""
+    norm, z = make_bert(ODD).layers[0].mha.norm, make_masks(ODD)["z_hidn"]
+    kept, x = z > 0, torch.randn(5, 13)
+    expected = F.layer_norm(x[:, kept], (int(kept.sum()),), norm.weight[kept], norm.bias[kept],
+                            norm.eps)
+    assert_close(norm(x), F.layer_norm(x, (13,), norm.weight, norm.bias, norm.eps),
+                 "without z_hidn it is an ordinary LayerNorm")
+    assert_close(norm(x, kept.float())[:, kept], expected, "mean and variance are sums over the "
+                 "kept dimensions, divided by their number")
+    assert_close(norm(x, kept.float())[:, ~kept], 0 * x[:, ~kept], "a closed dimension is 0: the "
+                 "bias must be masked as well")
+    assert_close(norm(x, z)[:, kept], expected * z[kept], "soft masks: z_hidn > 0 is kept; z_hidn "
+                 "multiplies last, weight and bias")
+
+
+@part(2)
+def test_attention_scores():
+    """scores[b, h, i, j] = q_i k_j / sqrt(k), in nested loops over examples, heads and tokens."""
+    bert, x = make_bert(ODD), torch.randn(2, 5, 13)
+    mha, expected = bert.layers[0].mha, torch.zeros(2, 3, 5, 5)
+    queries, keys = (F.linear(x, m.weight, m.bias) for m in (mha.query, mha.key))
+    for b, h, i, j in itertools.product(range(2), range(3), range(5), range(5)):
+        terms = [queries[b, i, 7 * h + n] * keys[b, j, 7 * h + n] for n in range(7)]
+        expected[b, h, i, j] = sum(terms) / math.sqrt(7)
+    assert_close(mha.split_heads(queries)[1, 2, 4], queries[1, 4, 14:21],
+                 "head h has k columns, from h k on")
+    assert_close(mha.scores(x), expected, "queries times keys; divide by sqrt(k)")
 
 
 @part(2)
@@ -110,32 +96,42 @@ def test_layer_is_the_one_of_torch():
         theirs.self_attn.in_proj_bias.copy_(torch.cat([linear.bias for linear in qkv]))
     x, mask = torch.randn(5, 11, 16), make_batch()["attention_mask"]
     assert_close(ours(x, mask)[mask], theirs(x, src_key_padding_mask=~mask)[mask],
-                 "norm(x + sub-layer(x)); softmax is over the last T, without padding")
-
-
-def test_embeddings_and_head():
-    """X = LayerNorm(word + position + token type); logits = classifier(tanh(pooler(X_0)))."""
-    bert, batch = make_bert(), make_batch()
-    e, out = bert.embeddings, bert(**batch)
-    x = e.word.weight[batch["input_ids"]] + e.token_type.weight[batch["token_type_ids"]]
-    x = x + e.position.weight[:11]
-    x = (x - x.mean(-1, keepdim=True)) / x.std(-1, correction=0, keepdim=True)
-    assert_close(out.hidden_states[0], x * e.norm.weight + e.norm.bias)
-    pooled = torch.tanh(out.hidden_states[-1][:, 0] @ bert.pooler.weight.T + bert.pooler.bias)
-    assert_close(out.logits, pooled @ bert.classifier.weight.T + bert.classifier.bias)
-    assert len(out.hidden_states) == 1 + 3
+                 "norm(x + sub-layer(x)); softmax is over the last T, without padding; gelu is exact, "
+                 "with erf")
 
 
 @part(2)
-def test_attention_scores():
-    """scores[b, h, i, j] = q_i k_j / sqrt(k), in nested loops over examples, heads and tokens."""
-    bert, x = make_bert(ODD), torch.randn(2, 5, 13)
-    mha, expected = bert.layers[0].mha, torch.zeros(2, 3, 5, 5)
-    queries, keys = (F.linear(x, m.weight, m.bias) for m in (mha.query, mha.key))
-    for b, h, i, j in itertools.product(range(2), range(3), range(5), range(5)):
-        terms = [queries[b, i, 7 * h + n] * keys[b, j, 7 * h + n] for n in range(7)]
-        expected[b, h, i, j] = sum(terms) / math.sqrt(7)
-    assert_close(mha.scores(x), expected, "head h has k columns, from h k on; divide by sqrt(k)")
+@pytest.mark.parametrize("name", ["mha", "ffn"])
+def test_dropout(name):
+    """In training: on the attention, and on what a sub-layer adds to x. With equal noise."""
+    module, x = getattr(make_bert(ODD).layers[0], name).train(), torch.randn(2, 5, 13)
+    mask = (torch.ones(2, 5).bool(),) if name == "mha" else ()
+    torch.manual_seed(1)
+    if name == "mha":
+        heads = F.dropout(module.scores(x).softmax(-1)) @ module.split_heads(module.value(x))
+        y = module.out(heads.transpose(1, 2).flatten(2))
+    else:
+        y = module.down(F.gelu(module.up(x)))
+    expected = module.norm(x + F.dropout(y))
+    module.dropout.p = 0.5
+    torch.manual_seed(1)
+    assert_close(module(x, *mask), expected, "dropout: on the attention (MHA), and before the "
+                 "residual connection and the norm")
+
+
+@part(2)
+@pytest.mark.parametrize("name", ["mha", "ffn"])
+def test_masks_keep_the_precision(name):
+    """A mask of higher precision than x does not raise that of x: fp32 takes the memory of two
+    bf16 (here: fp64 and fp32).
+    """
+    module, x, z = getattr(make_bert(ODD).layers[0], name), torch.randn(2, 5, 13), make_masks(ODD)
+    z = {group: mask.double() for group, mask in z.items()} | {"z_hidn": z["z_hidn"]}
+    with explained("multiply by masks in the precision of x: apply_masks does"):
+        if name == "mha":
+            module(x, torch.ones(2, 5).bool(), z["z_mha"][0], z["z_head"][0], z["z_hidn"])
+        else:
+            module(x, z["z_ffn"][0], z["z_int"][0], z["z_hidn"])
 
 
 @part(2)
@@ -171,20 +167,6 @@ def test_ffn_with_masks():
 
 
 @part(2)
-def test_norm_is_the_layernorm_of_what_is_kept():
-    """MaskedLayerNorm equals F.layer_norm of the kept dimensions, times z_hidn."""
-    norm, z = make_bert(ODD).layers[0].mha.norm, make_masks(ODD)["z_hidn"]
-    kept, x = z > 0, torch.randn(5, 13)
-    expected = F.layer_norm(x[:, kept], (int(kept.sum()),), norm.weight[kept], norm.bias[kept],
-                            norm.eps)
-    assert_close(norm(x, z)[:, kept], expected * z[kept],
-                 "mean and variance are over the kept dimensions only; z_hidn multiplies last")
-    assert_close(norm(x, z)[:, ~kept], 0 * x[:, ~kept], "a closed dimension is 0, bias or not")
-    assert_close(norm(x), F.layer_norm(x, (13,), norm.weight, norm.bias, norm.eps),
-                 "without z_hidn it is an ordinary LayerNorm")
-
-
-@part(2)
 @pytest.mark.parametrize("soft", [False, True])
 def test_bert_with_masks(soft):
     """The logits of the network equal those of the reference; masks of ones change nothing."""
@@ -193,6 +175,30 @@ def test_bert_with_masks(soft):
                  "attention mask exclude padding? is a dead sub-layer the identity?", atol=1e-4)
     ones = {group: torch.ones_like(mask) for group, mask in z.items()}
     assert_close(bert(**batch, **ones).logits, bert(**batch).logits, "is a mask added?")
+
+
+def test_embeddings_and_head():
+    """X = LayerNorm(word + position + token type); logits = classifier(tanh(pooler(X_0)))."""
+    bert, batch = make_bert(), make_batch()
+    e, out = bert.embeddings, bert(**batch)
+    x = e.word.weight[batch["input_ids"]] + e.token_type.weight[batch["token_type_ids"]]
+    x = x + e.position.weight[:11]
+    x = (x - x.mean(-1, keepdim=True)) / x.std(-1, correction=0, keepdim=True)
+    assert_close(out.hidden_states[0], x * e.norm.weight + e.norm.bias)
+    pooled = torch.tanh(out.hidden_states[-1][:, 0] @ bert.pooler.weight.T + bert.pooler.bias)
+    assert_close(out.logits, pooled @ bert.classifier.weight.T + bert.classifier.bias)
+    assert len(out.hidden_states) == 1 + 3
+
+
+@part(2)
+@pytest.mark.parametrize("absent", ["mha", "ffn"])
+def test_sublayer_that_is_absent(absent):
+    """In a pruned network a sub-layer may be None: it is skipped."""
+    layer, x, mask = make_bert(ODD).layers[0], torch.randn(2, 5, 13), torch.ones(2, 5).bool()
+    expected = layer.ffn(x) if absent == "mha" else layer.mha(x, mask)
+    setattr(layer, absent, None)
+    with explained("a sub-layer that is None is skipped"):
+        assert_close(layer(x, mask), expected, "a sub-layer that is None is skipped")
 
 
 @part(2)
@@ -234,6 +240,33 @@ def test_span_head():
 
 
 @part(1)
+def test_hard_concrete():
+    """z = clamp(sigma (r - l) + l), sigma = sigmoid((logit u + log_alpha) / beta); its gradient."""
+    for a, u, hint in ((0.0, 0.5, "logit u is 0 here, and sigma .5: multiply by r - l, then add l"),
+                       (0.4, 0.5, "logit u is 0 here: log_alpha is added to it, beta divides the sum"),
+                       (0.0, 0.3, "log_alpha is 0 here: the noise is logit u, divided by beta"),
+                       (0.4, 0.3, "beta divides the sum of logit u and log_alpha"),
+                       (-9.0, 0.3, "clamp to 0"), (9.0, 0.3, "clamp to 1")):
+        sigma = 1 / (1 + math.exp(-(math.log(u / (1 - u)) + a) / (2 / 3)))
+        z = cofi.sample_z(torch.tensor([a]), torch.tensor([u]))
+        assert_close(z, [min(max(1.2 * sigma - 0.1, 0), 1)], hint)
+    log_alpha = torch.tensor([0.4, -9.0, 9.0], requires_grad=True)
+    cofi.sample_z(log_alpha, torch.full((3,), 0.3)).sum().backward()
+    sigma = 1 / (1 + math.exp(-(math.log(0.3 / 0.7) + 0.4) / (2 / 3)))
+    assert_close(log_alpha.grad, torch.tensor([1.2 * sigma * (1 - sigma) * 1.5, 0.0, 0.0]),
+                 "the value is right, its gradient is not: is every operation one of torch?")
+
+
+@part(1)
+def test_noise_is_never_0_or_1():
+    """Of a million numbers with this seed one is 0: logit(0) is -inf, and -inf + inf is NaN."""
+    torch.manual_seed(NOISE_WITH_0)
+    z = cofi.sample_z(torch.full((1_000_000,), torch.inf))
+    assert_close(z.min(), 1.0, "draw u from [EPS, 1 - EPS]: a mask that is switched off has "
+                 "log_alpha = inf and stays 1")
+
+
+@part(1)
 @pytest.mark.parametrize("log_alpha", [-4.0, -1.0, 0.0, 2.0, 4.0])
 def test_keep_prob(log_alpha):
     """P(z > 0), and on the other side P(z < 1), equal the frequencies of a million samples."""
@@ -247,19 +280,6 @@ def test_keep_prob(log_alpha):
                  " and drawn for each mask? is z stretched below 0?", atol=2e-3)
     assert_close((z < 1).double().mean(), (stretched < 1).double().mean(),
                  "is z stretched on both sides, to l = -.1 and r = 1.1?", atol=2e-3)
-
-
-@part(1)
-def test_hard_concrete():
-    """z = clamp(sigma (r - l) + l), sigma = sigmoid((logit u + log_alpha) / beta); its gradient."""
-    log_alpha = torch.tensor([0.4, -9.0, 9.0], requires_grad=True)
-    z = cofi.sample_z(log_alpha, torch.full((3,), 0.3))
-    sigma = 1 / (1 + math.exp(-(math.log(0.3 / 0.7) + 0.4) / (2 / 3)))
-    assert_close(z, torch.tensor([1.2 * sigma - 0.1, 0.0, 1.0]),
-                 "beta divides the sum of logit u and log_alpha; multiply by r - l, then add l")
-    z.sum().backward()
-    assert_close(log_alpha.grad, torch.tensor([1.2 * sigma * (1 - sigma) * 1.5, 0.0, 0.0]),
-                 "the value is right, its gradient is not: is every operation one of torch?")
 
 
 @part(1)
@@ -279,15 +299,6 @@ def test_switched_off_masks_stay_open():
 # ---- 3. Size and Lagrangian ----------------------------------------------------------------------
 
 
-def size_by_loops(p, k):
-    """4k sum_l,i,j z_mha[l] z_head[l,i] z_hidn[j] + 2 sum_l,i,j z_ffn[l] z_int[l,i] z_hidn[j]."""
-    size = 0.0
-    for l, hidn in itertools.product(range(len(p["z_mha"])), p["z_hidn"].tolist()):
-        size += sum(4 * k * p["z_mha"][l].item() * head * hidn for head in p["z_head"][l].tolist())
-        size += sum(2 * p["z_ffn"][l].item() * unit * hidn for unit in p["z_int"][l].tolist())
-    return size
-
-
 @part(3)
 def test_expected_size():
     """The nested sums of the paper: 4 k weights for a head and 2 for an FFN unit, times d."""
@@ -302,6 +313,12 @@ def test_sparsity():
     masks, z = cofi.Masks(ODD), make_masks(ODD)
     full_size = size_by_loops({group: torch.ones_like(mask) for group, mask in z.items()}, 7)
     assert_close(masks.sparsity(z), 1 - size_by_loops(z, 7) / full_size, "1 - (weights left) / M")
+    masks = random_log_alpha(ODD)
+    p = {group: torch.sigmoid(a.detach() - 2 / 3 * math.log(0.1 / 1.1))
+         for group, a in masks.log_alpha().items()}
+    s = masks.sparsity()
+    assert_close(s, 1 - size_by_loops(p, 7) / full_size, "without z: each z replaced by P(z > 0)")
+    assert s.requires_grad, "without z: s needs a gradient in log_alpha"
 
 
 @part(3)
@@ -344,6 +361,16 @@ def test_L_pred():
 
 
 @part(4)
+def test_L_pred_of_spans():
+    """(B, 2, T): two choices among T tokens, the start and the end; a mean over all choices."""
+    student, teacher = torch.randn(3, 2, 5), torch.randn(3, 2, 5)
+    choices = zip(student.flatten(0, 1) / 2, teacher.flatten(0, 1) / 2)
+    expected = sum(F.kl_div(s.log_softmax(0), t.softmax(0), reduction="sum") for s, t in choices)
+    assert_close(cofi.pred_loss(student, teacher, 2.0), expected * 2**2 / 6, "of a span: softmax "
+                 "over the tokens, the last dimension; a mean over rows and both choices")
+
+
+@part(4)
 def test_L_pred_of_a_regression():
     """KL over one logit would be 0, and so would its gradient: the MSE instead."""
     student = torch.tensor([[1.0], [3.0]], requires_grad=True)
@@ -351,18 +378,6 @@ def test_L_pred_of_a_regression():
     assert_close(loss, 2.5, "one logit: MSE to the teacher's value, without temperature")
     loss.backward()
     assert_close(student.grad, torch.tensor([[-1.0], [-2.0]]), "the gradient of the mean square")
-
-
-def match_by_loops(distance, alive, ordered):
-    """Return m(i) for each row of distance, -1 if there is no candidate."""
-    n, L = len(distance), len(distance[0])
-    m, limit = [-1] * n, L
-    for i in reversed(range(n)):
-        candidates = [j for j in range(limit) if alive[j]]
-        if candidates:
-            m[i] = min(candidates, key=distance[i].__getitem__)
-            limit = m[i] if ordered else L
-    return m
 
 
 @part(4)
@@ -382,7 +397,7 @@ def test_m_of_i(matching, share_alive):
 @pytest.mark.parametrize("matching", ["free", "ordered", "fixed"])
 def test_L_layer(matching):
     """L_layer = sum_i MSE(W_layer H_s[m(i)], H_t[i]); padding and dead layers do not count."""
-    mask, alive = make_batch(2, 5)["attention_mask"], torch.tensor([1, 0, 1, 0, 1, 1]).bool()
+    mask, alive = torch.arange(5) < torch.tensor([[5], [3]]), torch.tensor([1, 0, 1, 0, 1, 1]).bool()
     student, teacher = ([torch.randn(2, 5, 16) for _ in range(6)] for _ in range(2))
     W_layer, distilled = nn.Linear(16, 16, bias=False), [1, 2, 4, 5]
 
@@ -395,13 +410,23 @@ def test_L_layer(matching):
     m = distilled if matching == "fixed" else match_by_loops(distance, alive, matching == "ordered")
     expected = sum(distance[n][j] for n, j in enumerate(m) if j >= 0)
     loss, got_m = cofi.layer_loss(student, teacher, mask, W_layer, alive, matching)
-    assert_close(got_m, m, "m(i) is a student layer, counted from 0; -1 if there is no candidate")
-    assert_close(loss, expected, "a mean over tokens and dimensions, a sum over i; W_layer "
-                 "multiplies the student's states", atol=1e-3)
+    assert_close(got_m, m, "m(i): the closest student layer, from 0; W_layer multiplies the "
+                 "student's states; -1 if there is no candidate")
+    assert_close(loss, expected, "a mean over tokens without padding and over dimensions, a sum "
+                 "over i, without a candidate 0; W_layer multiplies the student's states", atol=1e-3)
     for H in (*student, *teacher):
-        H[~mask] = 1e3
+        H[~mask] = torch.rand(()) * 1e3
+    loss, got_m = cofi.layer_loss(student, teacher, mask, W_layer, alive, matching)
+    assert_close(got_m, m, "padding counts in the distances")
+    assert_close(loss, expected, "padding counts in the loss", atol=1e-3)
+    student = [H.requires_grad_() for H in student]
     loss, _ = cofi.layer_loss(student, teacher, mask, W_layer, alive, matching)
-    assert_close(loss, expected, "padding counts in the loss or in the distances", atol=1e-3)
+    assert loss.requires_grad, "the loss has no gradient: only the matching is without"
+    loss.backward()
+    assert W_layer.weight.grad is not None, "W_layer gets no gradient"
+    has_grad = [j for j, H in enumerate(student) if H.grad is not None and H.grad.any()]
+    assert has_grad == sorted({j for j in m if j >= 0}), "the matched student layers, and no " \
+        f"others, get a gradient: {sorted(set(m))}, got {has_grad}"
 
 
 @part(4)
@@ -452,7 +477,9 @@ def test_deterministic_z():
             for row, mask in zip(torch.atleast_2d(rows), torch.atleast_2d(expected)):
                 for _ in range(round(sum(1 - chance.item() for chance in row))):
                     mask[(row + 9 * (1 - mask)).argmin()] = 0       # the lowest that is still open
-        assert_close(z[group], expected, f"{group}: sum P(z > 0) over each row alone, then round")
+        assert_close((z[group] > 0).sum(-1), torch.as_tensor(expected).sum(-1), f"{group}: how many are open: sum "
+                     "P(z > 0) over each row alone, then round (a layer: P >= .5)")
+        assert_close(z[group], expected, f"{group}: the highest are open, of rank 0, 1, ...")
 
 
 def test_final_masks_of_known_log_alpha():
@@ -497,6 +524,47 @@ def test_fold():
         for j, c in enumerate([1, 2, 4, 5, 6, 7, 8]):
             assert_close(new.weight[i, j], old.weight[r, c] * rows[r] * columns[c],
                          "multiply by the masks, then keep open rows and columns in their order")
+
+
+@part(5)
+@torch.no_grad()
+def test_fold_norm():
+    """weight and bias times z_hidn, without the closed dimensions."""
+    old, z = make_bert(ODD).layers[0].mha.norm, make_masks(ODD)["z_hidn"]
+    kept = z > 0
+    new = cofi.MaskedLayerNorm(int(kept.sum()))
+    cofi.fold_norm(new, old, z)
+    assert_close(new.weight, (old.weight * z)[kept], "fold_norm: the weight times z_hidn")
+    assert_close(new.bias, (old.bias * z)[kept], "fold_norm: the bias times z_hidn")
+
+
+@part(5)
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mha", "ffn"])
+def test_fold_mha_and_fold_ffn(name):
+    """What reads the residual stream loses rows and columns; what writes to it is scaled, too."""
+    old, z = getattr(make_bert(ODD).layers[0], name), make_masks(ODD)
+    z_layer, units = (z["z_mha"][0], z["z_head"][0]) if name == "mha" else (z["z_ffn"][0],
+                                                                            z["z_int"][0])
+    units[[0, 1]] = torch.tensor([0.7, 0.0])
+    z_hidn, config = z["z_hidn"], replace(ODD, hidden_size=int((z["z_hidn"] > 0).sum()))
+    kind, fold = (cofi.MHA, cofi.fold_mha) if name == "mha" else (cofi.FFN, cofi.fold_ffn)
+    new, wide = kind(config, int((units > 0).sum())), units
+    if name == "mha":
+        wide = torch.stack([unit for unit in units for _ in range(7)])      # k weights a head
+    fold(new, old, z_layer, units, z_hidn)
+    readers, writer = (("query", "key", "value"), "out") if name == "mha" else (("up",), "down")
+    for part_name in readers:
+        a, b = getattr(new, part_name), getattr(old, part_name)
+        assert_close(a.weight, b.weight[wide > 0][:, z_hidn > 0], f"fold_{name}: {part_name} only "
+                     "loses closed rows (heads or units) and columns (z_hidn): sign()")
+        assert_close(a.bias, b.bias[wide > 0], f"fold_{name}: the bias of {part_name} as its rows")
+    a, b, rows = getattr(new, writer), getattr(old, writer), z_layer * z_hidn
+    expected = (rows[:, None] * b.weight * wide)[z_hidn > 0][:, wide > 0]
+    assert_close(a.weight, expected, f"fold_{name}: {writer}: columns times the heads or units, "
+                 "rows times the layer's mask and z_hidn")
+    assert_close(a.bias, (rows * b.bias)[z_hidn > 0], f"fold_{name}: the bias of {writer}")
+    assert_close(new.norm.weight, (old.norm.weight * z_hidn)[z_hidn > 0], f"fold_{name}: its norm")
 
 
 @part(5)
@@ -646,6 +714,12 @@ def test_magnitude_mask_of_blocks():
     expected = torch.zeros(12, 8, dtype=torch.bool)
     expected[4 * i:4 * i + 4, 4 * j:4 * j + 4] = True
     assert_close(mask, expected, "rank a block by its sum of |w|; it stays or goes as a whole")
+    W, before = torch.tensor([[3.0, 0, 1, 1], [0, 0, 1, 1]]), torch.ones(2, 4).bool()
+    few_large = torch.tensor([[False, False, True, True]] * 2)
+    assert_close(sparsebert.magnitude_mask(W, before, 0.5, block=2), few_large,
+                 "the sum of |w|, not of squares: 4 is more than 3")
+    assert_close(sparsebert.magnitude_mask(W, ~few_large, 0.5, block=2), ~few_large,
+                 "a block that is pruned ranks last, whatever its weights are now")
 
 
 @part(6)
@@ -677,7 +751,8 @@ def test_attention_loss():
     terms = [(A_s[b, h, i, j] - A_t[b, h, i, j]) ** 2
              for b, h, i, j in itertools.product(*map(range, A_s.shape)) if mask[b, i] & mask[b, j]]
     assert_close(sparsebert.attention_loss(A_s, A_t, mask), torch.stack(terms).mean(),
-                 "a mean over heads and pairs; padding counts neither as row nor as column")
+                 "scores before softmax; a mean over heads and pairs; padding counts neither as "
+                 "row nor as column")
 
 
 @part(6)
@@ -688,6 +763,8 @@ def test_hidden_loss():
              for b, i, j in itertools.product(*map(range, H_s.shape)) if mask[b, i]]
     assert_close(sparsebert.hidden_loss(H_s, H_t, mask), torch.stack(terms).mean(),
                  "a mean over dimensions and tokens without padding; do not divide by B T")
+    assert sparsebert.hidden_loss(H_s.requires_grad_(), H_t, mask).requires_grad, \
+        "L_hidden needs a gradient in the student's states"
 
 
 def test_distillation_adds_up_the_layers():
@@ -710,71 +787,10 @@ def test_distillation_adds_up_the_layers():
     assert_close(with_labels[2], F.cross_entropy(out.logits, labels))
 
 
-@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.6, 0.8, 0.95])
-def test_small_dense_has_the_weights_a_sparse_one_keeps(sparsity):
-    """A third of the layers, or as many as needed; within one FFN unit a layer of the target."""
-    bert = make_bert(MINILM)
-    small, heads = sparsebert.small_dense(bert, sparsity)
-    kept, size = sparsebert.num_kept(10_616_832, sparsity), cofi.count_encoder_weights(small)
-    assert kept - len(heads) * 2 * 384 < size <= kept
-    assert max(heads) == 5 and (len(heads) == 2 or sparsity < 0.66)
-    for i, indices in heads.items():        # its heads are those of the large network
-        x = torch.randn(2, 5, 384)
-        assert_close(small.layers[i].mha.scores(x), bert.layers[i].mha.scores(x)[:, indices],
-                     atol=1e-3)
-
-
-def test_counts_of_bert_base():
-    """72 matrices of 84,934,656 weights; 4,246,704 of them are left at 95 %."""
-    with torch.device("meta"):
-        bert = cofi.BERT(BERT_BASE)
-    sizes = [w.numel() for w in sparsebert.prunable_weights(bert).values()]
-    assert len(sizes) == 72 and sum(sizes) == cofi.count_encoder_weights(bert) == 84_934_656
-    assert sum(sparsebert.num_kept(n, 0.95) for n in sizes) == 4_246_704
-    assert cofi.Masks(BERT_BASE).sparsity() < 0.04         # the masks start nearly open
-    bert = make_bert()
-    sparsebert.prune(bert, sparsebert.init_masks(bert), 0.75, 1)
-    counts = sparsebert.count_weights(bert, length=8)
-    dense, attention = 3 * (4 * 16 * 16 + 2 * 16 * 24), 3 * 2 * 8 * 16
-    assert counts["matrices"] == (dense, dense // 4)
-    assert counts["multiply-adds"] == (dense + attention, dense // 4 + attention)
-    parameters = sum(p.numel() for p in bert.parameters())
-    assert counts["model"] == (parameters, parameters - dense * 3 // 4)
-
-
 def main(arguments=None):
     """Run a command. Returns the exit code: 0, 1 for a wrong answer, 2 for unusable input."""
-    return exit_code("test_cofi", functools.partial(run_command, arguments))
-
-
-def run_command(arguments):
-    parser = Parser(description="The course, and a benchmark. pytest runs the tests.")
-    choice = parser.add_mutually_exclusive_group(required=True)
-    choice.add_argument("--guide", action="store_true", help="list every equation with its test")
-    choice.add_argument("--assignment", type=Path, metavar="FOLDER", help="write a copy to fill in")
-    choice.add_argument("--answer", nargs=2, metavar=("QUESTION", "NUMBER"), help="check an answer")
-    choice.add_argument("--benchmark", action="store_true", help="time pruning and pruned models")
-    options = parser.add_argument_group("options of --benchmark")
-    options.add_argument("--model", default=str(TOY), help="model whose sizes are used")
-    options.add_argument("--task", default="toy", choices=TASKS, help="task whose rows are read")
-    options.add_argument("--batch_size", type=int, default=32, help="examples of a pruning step")
-    options.add_argument("--threads", type=int, default=1, help="CPU threads")
-    options.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    options.add_argument("--turns", type=int, default=10, help="repetitions of each measurement")
-    given = parser.parse_args(arguments)
-    # imported here, because the tests need none of them
-    from data.course import assignment, guide, questions
-    from data.results.benchmark import benchmark
-    for name, highest in ("batch_size", 65536), ("threads", 1024), ("turns", 10_000):
-        check_in_range(name, getattr(given, name), 1, highest)
-    if given.guide:
-        guide.print_guide()
-    if given.assignment:
-        assignment.write_assignment(given.assignment)
-    if given.benchmark:
-        benchmark(given.model, given.task, given.batch_size, given.threads, given.turns,
-                  given.device)
-    return questions.check_answer(*given.answer) if given.answer else 0
+    from data.course.commands import run_command        # the tests need none of them
+    return exit_code("test_cofi", functools.partial(run_command, arguments, sys.modules[__name__]))
 
 
 if __name__ == "__main__":

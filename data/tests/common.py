@@ -1,9 +1,13 @@
 """Shared by the tests: small networks, batches and masks, and a comparison that explains itself."""
+import contextlib
+import itertools
+import math
 import warnings
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import cofi
@@ -51,6 +55,17 @@ def assert_close(got, expected, hint="", atol=1e-5):
     raise AssertionError(f"expected {texts[0]}\n     got {texts[1]}\n  likely {hint or 'unknown'}")
 
 
+@contextlib.contextmanager
+def explained(hint):
+    """Turn any other error than an assertion into one that names the likely mistake."""
+    try:
+        yield
+    except AssertionError:
+        raise
+    except Exception as error:
+        raise AssertionError(f"{type(error).__name__}: {error}\n  likely {hint}") from error
+
+
 def make_bert(config=TINY):
     """Return a BERT whose weights, biases and LayerNorms are all far from trivial."""
     bert = cofi.BERT(config).eval()
@@ -84,3 +99,71 @@ def random_log_alpha(config, spread=3.0, groups=cofi.Masks.GROUPS):
     for p in masks.parameters():
         nn.init.normal_(p, 0.0, spread)
     return masks
+
+
+# ---- oracles: the equations in loops --------------------------------------------------------------
+
+
+@torch.no_grad()
+def reference_forward(bert, batch, z=None):
+    """Compute the logits (B, classes) from the weights alone: no forward() of cofi.py runs.
+
+    One example at a time, without its padding; one head at a time. A sub-layer without weights is
+    skipped, a closed hidden dimension stays 0. z: {group: mask}, or None.
+    """
+    c, e, L, k = bert.config, bert.embeddings, len(bert.layers), bert.config.attention_head_size
+    z = z or {"z_mha": torch.ones(L), "z_head": [torch.ones(h) for h in c.heads_per_layer],
+              "z_ffn": torch.ones(L), "z_int": [torch.ones(f) for f in c.ffn_per_layer],
+              "z_hidn": torch.ones(c.hidden_size)}
+    z_hidn, kept = z["z_hidn"], z["z_hidn"] > 0
+
+    def linear(module, x, rows=slice(None)):
+        return x @ module.weight[rows].T + module.bias[rows]
+
+    def norm(module, x):
+        y = torch.zeros_like(x)
+        y[:, kept] = F.layer_norm(x[:, kept], (int(kept.sum()),), eps=module.eps)
+        return (y * module.weight + module.bias) * z_hidn
+
+    def head(mha, x, i):
+        rows = slice(i * k, (i + 1) * k)
+        queries, keys, values = (linear(m, x, rows) for m in (mha.query, mha.key, mha.value))
+        attention = (queries @ keys.T / math.sqrt(k)).softmax(-1)
+        return attention @ values @ mha.out.weight[:, rows].T
+
+    logits = []
+    for b, is_token in enumerate(batch["attention_mask"]):
+        x = e.word.weight[batch["input_ids"][b][is_token]]
+        x = x + e.token_type.weight[batch["token_type_ids"][b][is_token]]
+        x = norm(e.norm, x + e.position.weight[:len(x)])
+        for l, layer in enumerate(bert.layers):
+            if z["z_mha"][l] > 0 and any(z["z_head"][l]):
+                heads = [z_i * head(layer.mha, x, i) for i, z_i in enumerate(z["z_head"][l])]
+                y = (sum(heads) + layer.mha.out.bias) * z["z_mha"][l]
+                x = norm(layer.mha.norm, x + y * z_hidn)
+            if z["z_ffn"][l] > 0 and any(z["z_int"][l]):
+                units = F.gelu(linear(layer.ffn.up, x)) * z["z_int"][l]
+                x = norm(layer.ffn.norm, x + linear(layer.ffn.down, units) * z["z_ffn"][l] * z_hidn)
+        logits.append(linear(bert.classifier, torch.tanh(linear(bert.pooler, x[:1])))[0])
+    return torch.stack(logits)
+
+
+def size_by_loops(p, k):
+    """4k sum_l,i,j z_mha[l] z_head[l,i] z_hidn[j] + 2 sum_l,i,j z_ffn[l] z_int[l,i] z_hidn[j]."""
+    size = 0.0
+    for l, hidn in itertools.product(range(len(p["z_mha"])), p["z_hidn"].tolist()):
+        size += sum(4 * k * p["z_mha"][l].item() * head * hidn for head in p["z_head"][l].tolist())
+        size += sum(2 * p["z_ffn"][l].item() * unit * hidn for unit in p["z_int"][l].tolist())
+    return size
+
+
+def match_by_loops(distance, alive, ordered):
+    """Return m(i) for each row of distance, -1 if there is no candidate."""
+    n, L = len(distance), len(distance[0])
+    m, limit = [-1] * n, L
+    for i in reversed(range(n)):
+        candidates = [j for j in range(limit) if alive[j]]
+        if candidates:
+            m[i] = min(candidates, key=distance[i].__getitem__)
+            limit = m[i] if ordered else L
+    return m

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 import cofi
@@ -13,7 +14,7 @@ from data.harness.journal import Journal
 from data.sparse import load_sparse, save_sparse, to_csr
 from data.tasks import TOY, load_task
 from data.tokenizer import load_tokenizer
-from data.tests.common import MINILM, assert_close, make_batch, make_bert, slow
+from data.tests.common import BERT_BASE, MINILM, assert_close, make_batch, make_bert, slow
 from data.tests.helpers import read_result
 from data.tokenized import tokenize_texts
 from data.toy import prepare
@@ -121,3 +122,35 @@ def test_sparsebert_on_the_toy(tmp_path, capsys, monkeypatch):
     assert cofi.main(["--evaluate", str(run / "distil-0.9")]) == 0
     assert f"{rows['distil', 0.9]['scores']['unseen']:.4f}" in capsys.readouterr().out
     assert cofi.main(["--evaluate", str(run / "small_dense-0.9")]) == 0
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.6, 0.8, 0.95])
+def test_small_dense_has_the_weights_a_sparse_one_keeps(sparsity):
+    """A third of the layers, or as many as needed; within one FFN unit a layer of the target."""
+    bert = make_bert(MINILM)
+    small, heads = sparsebert.small_dense(bert, sparsity)
+    kept, size = sparsebert.num_kept(10_616_832, sparsity), cofi.count_encoder_weights(small)
+    assert kept - len(heads) * 2 * 384 < size <= kept
+    assert max(heads) == 5 and (len(heads) == 2 or sparsity < 0.66)
+    for i, indices in heads.items():        # its heads are those of the large network
+        x = torch.randn(2, 5, 384)
+        assert_close(small.layers[i].mha.scores(x), bert.layers[i].mha.scores(x)[:, indices],
+                     atol=1e-3)
+
+
+def test_counts_of_bert_base():
+    """72 matrices of 84,934,656 weights; 4,246,704 of them are left at 95 %."""
+    with torch.device("meta"):
+        bert = cofi.BERT(BERT_BASE)
+    sizes = [w.numel() for w in sparsebert.prunable_weights(bert).values()]
+    assert len(sizes) == 72 and sum(sizes) == cofi.count_encoder_weights(bert) == 84_934_656
+    assert sum(sparsebert.num_kept(n, 0.95) for n in sizes) == 4_246_704
+    assert cofi.Masks(BERT_BASE).sparsity() < 0.04         # the masks start nearly open
+    bert = make_bert()
+    sparsebert.prune(bert, sparsebert.init_masks(bert), 0.75, 1)
+    counts = sparsebert.count_weights(bert, length=8)
+    dense, attention = 3 * (4 * 16 * 16 + 2 * 16 * 24), 3 * 2 * 8 * 16
+    assert counts["matrices"] == (dense, dense // 4)
+    assert counts["multiply-adds"] == (dense + attention, dense // 4 + attention)
+    parameters = sum(p.numel() for p in bert.parameters())
+    assert counts["model"] == (parameters, parameters - dense * 3 // 4)

@@ -1,0 +1,363 @@
+"""Grading: which of the functions that were to be written are right, and how many points that is.
+
+    python test_cofi.py --grade SUBMISSION [--results FOLDER]
+
+SUBMISSION is a file, a folder or a .zip of one student, or a folder of many of these. Only the
+functions of data/course/assignment.py are taken from it. They run in a process of their own (see
+worker.py); the tests of their part run here, and compare. A function gets its points if it passes
+every test of its part that calls it, with all other functions being right.
+
+Written to FOLDER: results.json (as Gradescope reads it), junit.xml; for many students a folder for
+each, and grades.csv.
+"""
+import ast
+import csv
+import json
+import textwrap
+import time
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+from data.course import quality as measure_quality
+from data.course.assignment import PARTS
+from data.course.guide import ROOT
+from data.course.remote import RemoteError, Server, Submission, replaced
+from data.course.runner import run_test, tests_of
+from data.course.source import definitions
+from data.errors import UserError
+from data.files import write_text
+
+# points of each function, and seconds that the tests of a part may take: for a lecturer to edit
+POINTS = {
+    1: {"sample_z": 5, "keep_prob": 5, "final_z": 2},
+    2: {"MaskedLayerNorm.forward": 6, "MHA.split_heads": 2, "MHA.scores": 3, "MHA.forward": 6,
+        "FFN.forward": 4, "Layer.forward": 4},
+    3: {"Masks.sparsity": 3, "expected_size": 5, "count_encoder_weights": 2, "lagrangian": 3},
+    4: {"pred_loss": 5, "match_layers": 8, "layer_loss": 8},
+    5: {"deterministic_masks": 6, "fold": 5, "fold_norm": 2, "fold_mha": 5, "fold_ffn": 3},
+    6: {"magnitude_mask": 6, "cubic_sparsity": 2, "hidden_loss": 3, "attention_loss": 3}}
+SECONDS = {1: 60, 2: 60, 3: 60, 4: 60, 5: 60, 6: 60}
+QUALITY_PART = 7                # of --quality; its points are in quality.py
+MAX_BYTES = 10 * 2**20          # of a file of a submission
+
+
+@dataclass
+class Grade:
+    """What one function got."""
+    part: int
+    name: str
+    points: int
+    earned: float = 0
+    message: str = ""           # what the first test that failed says
+
+
+@dataclass
+class Report:
+    """What one student got."""
+    student: str
+    grades: list = field(default_factory=list)
+    notes: list = field(default_factory=list)
+    seconds: float = 0.0
+
+    def score(self, part=None):
+        return sum(grade.earned for grade in self.grades if part in (None, grade.part))
+
+
+# ---- What was handed in --------------------------------------------------------------------------
+
+
+def read_submission(path):
+    """Return {"cofi.py": text, "sparsebert.py": text} of what is there, and notes on what is not.
+
+    path: a .py file, a .zip, or a folder; the files may be in a folder within.
+    """
+    found, notes = {}, []
+    try:
+        if path.suffix == ".zip" or zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for info in sorted(archive.infolist(), key=lambda info: info.filename.count("/")):
+                    keep(found, Path(info.filename), lambda: read_member(archive, info))
+        elif path.is_dir():
+            for file in sorted(path.rglob("*.py"), key=lambda file: len(file.parts)):
+                keep(found, file.relative_to(path), file.read_bytes)
+        else:
+            keep(found, Path("sparsebert.py" if "sparsebert" in path.name else "cofi.py"),
+                 path.read_bytes)
+    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+        notes.append(f"{path.name} cannot be read ({error})")
+    texts = {}
+    for name, content in found.items():
+        try:
+            texts[name] = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            notes.append(f"{name} is not UTF-8")
+    for name in ("cofi.py", "sparsebert.py"):
+        if name not in found:
+            notes.append(f"{name} was not handed in")
+    return texts, notes
+
+
+def keep(found, path, read):
+    """Keep the first cofi.py and sparsebert.py, the least nested ones."""
+    hidden = any(part.startswith((".", "__")) for part in path.parts)
+    if path.name in ("cofi.py", "sparsebert.py") and path.name not in found and not hidden:
+        content = read()
+        if len(content) <= MAX_BYTES:
+            found[path.name] = content
+
+
+def read_member(archive, info):
+    return archive.read(info) if info.file_size <= MAX_BYTES else bytes(MAX_BYTES + 1)
+
+
+def find_functions(texts):
+    """Return ({(part, name): source of the function}, notes) of a submission."""
+    written, notes = {}, []
+    for number, part in PARTS.items():
+        text = texts.get(part.file)
+        if text is None:
+            continue
+        try:
+            nodes = definitions(text)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            note = f"{part.file} does not parse: {error}"
+            notes += [note] if note not in notes else []
+            continue
+        for name in part.write:
+            if name not in nodes:
+                notes.append(f"{part.file} has no {name}")
+            elif not is_blank(nodes[name], f"part {number}: {name}"):
+                written[number, name] = ast.get_source_segment(text, nodes[name], padded=True)
+    return written, notes
+
+
+def is_blank(node, message):
+    """Whether a function is still what the assignment holds: a docstring, and its error."""
+    last = node.body[-1]
+    return isinstance(last, ast.Raise) and message in ast.dump(last)
+
+
+def insert(source, functions):
+    """Return a source in which functions are replaced. functions: {name: source}."""
+    nodes, lines = definitions(source), source.splitlines()
+    for name in sorted(functions, key=lambda name: -nodes[name].lineno):
+        node = nodes[name]
+        indent = " " * node.col_offset
+        text = textwrap.indent(textwrap.dedent(functions[name]), indent)
+        lines[node.lineno - 1:node.end_lineno] = text.splitlines()
+    return "\n".join(lines) + "\n"
+
+
+# ---- Grading -------------------------------------------------------------------------------------
+
+
+class Grader:
+    """Grades submissions, one after the other. modules: {"cofi": module, ...}; tests: test_cofi."""
+
+    def __init__(self, server, modules, tests):
+        self.server, self.modules = server, modules
+        self.sources = {name: (ROOT / f"{name}.py").read_text("utf-8") for name in modules}
+        self.tests = {number: tests_of(tests, number) for number in PARTS}
+        self.callers = {number: self.find_callers(number) for number in PARTS}
+
+    def find_callers(self, number):
+        """Return {function: names of the tests of its part that call it}."""
+        seen = set()
+
+        class Recorder:
+            """In the place of a Submission: it notes who is called, and calls the original."""
+            def call(_, module, name, arguments):
+                seen.add(name)
+                return originals[name](*arguments[0], **arguments[1])
+
+        originals = {}
+        names = self.qualified(number)
+        for module, name in names:
+            function = self.modules[module]
+            for part in name.split("."):
+                function = getattr(function, part)
+            originals[name] = function
+        callers = {name: [] for _, name in names}
+        with replaced(Recorder(), self.modules, names):
+            for test_name, test in self.tests[number].items():
+                seen.clear()
+                failure = run_test(test)
+                if failure:
+                    raise RuntimeError(f"{test_name} fails without any submission: {failure}")
+                for name in seen:
+                    callers[name].append(test_name)
+        return callers
+
+    def qualified(self, number, names=None):
+        module = PARTS[number].file.removesuffix(".py")
+        return [(module, name) for name in names or PARTS[number].write]
+
+    def run(self, number, functions, tests):
+        """Run tests of a part with functions of a submission: what the first failure says, or None.
+
+        functions: {name: source}; all others are the project's own.
+        """
+        module = PARTS[number].file.removesuffix(".py")
+        try:
+            sources = self.sources | {module: insert(self.sources[module], functions)}
+            if module == "cofi":
+                sources = {"cofi": sources["cofi"]}
+            # what is not tested here, and is not replaced, must not be found there either
+            submission = Submission(self.server, sources, SECONDS[number])
+        except (RemoteError, SyntaxError) as error:
+            return str(error)
+        try:
+            with replaced(submission, self.modules, self.qualified(number, functions)):
+                for name in tests:
+                    failure = run_test(self.tests[number][name])
+                    if failure:
+                        return f"{name.split('[')[0]}: {failure}"
+        finally:
+            submission.close()
+        return None
+
+    def grade(self, path, quality=False):
+        """Return the Report of one submission. quality: also run its cofi.py as a whole."""
+        start = time.perf_counter()
+        texts, notes = read_submission(path)
+        written, more = find_functions(texts)
+        report = Report(path.stem if path.suffix == ".zip" else path.name, notes=notes + more)
+        for number, points in POINTS.items():
+            functions = {name: written[number, name] for name in points
+                         if (number, name) in written}
+            is_whole = len(functions) == len(points)
+            # all at once is faster, and most often right
+            passed = is_whole and self.run(number, functions, self.tests[number]) is None
+            for name, value in points.items():
+                grade = Grade(number, name, value)
+                if passed:
+                    grade.earned = value
+                elif name not in functions:
+                    grade.message = "not written"
+                else:
+                    failure = self.run(number, {name: functions[name]}, self.callers[number][name])
+                    grade.earned = 0 if failure else value
+                    grade.message = failure or ""
+                report.grades.append(grade)
+        if quality:
+            report.grades.append(self.grade_quality(written))
+        report.seconds = time.perf_counter() - start
+        return report
+
+    def grade_quality(self, written):
+        """Return the Grade of the model that the functions of a submission prune."""
+        result = Grade(QUALITY_PART, "quality", measure_quality.POINTS)
+        functions = {name: written.get((number, name)) for number, part in PARTS.items()
+                     for name in part.write if part.file == "cofi.py"}
+        if None in functions.values():
+            result.message = "needs all functions of cofi.py"
+        else:
+            try:
+                source = insert(self.sources["cofi"], functions)
+                result.earned, result.message = measure_quality.measure(source, ROOT)
+            except SyntaxError as error:
+                result.message = f"cofi.py does not parse: {error}"
+        return result
+
+
+# ---- What is written -----------------------------------------------------------------------------
+
+
+def gradescope(report):
+    """Return results.json of one student, as a dict of Gradescope's published fields."""
+    tests = []
+    for i, grade in enumerate(report.grades, start=1):
+        tests.append({
+            "name": grade.name, "number": f"{grade.part}.{i}", "score": grade.earned,
+            "max_score": grade.points, "status": "passed" if grade.earned else "failed",
+            "output": grade.message, "tags": [f"part{grade.part}"], "visibility": "visible"})
+    return {"score": report.score(), "execution_time": round(report.seconds, 1),
+            "output": "\n".join(report.notes), "visibility": "visible", "tests": tests}
+
+
+def junit(reports):
+    """Return the text of a JUnit XML file: a suite for each student."""
+    root = ElementTree.Element("testsuites")
+    for report in reports:
+        failed = [grade for grade in report.grades if not grade.earned]
+        suite = ElementTree.SubElement(
+            root, "testsuite", name=report.student, tests=str(len(report.grades)),
+            failures=str(len(failed)), errors="0", time=f"{report.seconds:.1f}")
+        for grade in report.grades:
+            case = ElementTree.SubElement(suite, "testcase", classname=f"part{grade.part}",
+                                          name=grade.name, time="0")
+            if not grade.earned:
+                ElementTree.SubElement(case, "failure", message=printable(grade.message))
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def printable(text):
+    """Return a text without control characters, which XML does not know."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+
+
+def print_report(report):
+    print(f"{report.student}")
+    for note in report.notes:
+        print(f"  note: {printable(note)}")
+    for number in sorted({grade.part for grade in report.grades}):
+        grades = [grade for grade in report.grades if grade.part == number]
+        print(f"  part {number}    {report.score(number):g} of {sum(g.points for g in grades)}")
+        for grade in grades:
+            if grade.message:
+                message = " ".join(printable(grade.message).split())
+                print(f"    {grade.name:26}{message[:160]}")
+    total = sum(grade.points for grade in report.grades)
+    print(f"  total     {report.score():g} of {total}   ({report.seconds:.1f} s)\n", flush=True)
+
+
+def write_grades(path, reports):
+    """Write grades.csv: a line for each student, with the points of every part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        parts = sorted({grade.part for report in reports for grade in report.grades})
+        writer.writerow(["student", "score", *(f"part{number}" for number in parts), "notes"])
+        for report in reports:
+            writer.writerow([report.student, f"{report.score():g}",
+                             *(f"{report.score(number):g}" for number in parts),
+                             "; ".join(report.notes)])
+
+
+def submissions_of(path):
+    """Return the submissions in a path: itself, or what is in a folder of many."""
+    if not path.exists():
+        raise UserError(f"--grade must be a file, a folder or a .zip, got {path}: it does not "
+                        "exist")
+    if not path.is_dir() or any((path / name).exists() for name in ("cofi.py", "sparsebert.py")):
+        return [path]
+    inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    many = [entry for entry in inside if entry.is_dir() or entry.suffix in (".py", ".zip")]
+    if len(many) == 1 and many[0].is_dir():         # a zip unpacked into a folder
+        return submissions_of(many[0])
+    if not many:
+        raise UserError(f"--grade must hold cofi.py, sparsebert.py or submissions, got {path} "
+                        "with neither")
+    return many
+
+
+def grade(path, results, modules, tests, quality=False):
+    """Grade a path, print a table, and write the results into a folder. Returns the Reports."""
+    paths = submissions_of(path)
+    reports = []
+    with Server() as server:
+        grader = Grader(server, modules, tests)
+        for one in paths:
+            report = grader.grade(one, quality)
+            reports.append(report)
+            print_report(report)
+            folder = results / report.student if len(paths) > 1 else results
+            write_text(folder / "results.json", json.dumps(gradescope(report), indent=2) + "\n")
+            write_text(folder / "junit.xml", junit([report]))
+    if len(paths) > 1:
+        write_grades(results / "grades.csv", reports)
+        write_text(results / "junit.xml", junit(reports))
+    return reports

@@ -1,0 +1,222 @@
+"""Grading: the table of mistakes, what earns points, what does not, and what is written."""
+import ast
+import csv
+import json
+import shutil
+import textwrap
+import zipfile
+from xml.etree import ElementTree
+
+import pytest
+
+import cofi
+import sparsebert
+import test_cofi
+from data.course import assignment, grade, runner
+from data.course.guide import ROOT
+from data.course.mistakes import MISTAKES
+from data.course.remote import Server
+from data.course.source import definitions
+from data.tests.common import slow
+
+MODULES = {"cofi": cofi, "sparsebert": sparsebert}
+SOURCES = {name: (ROOT / f"{name}.py").read_text("utf-8") for name in MODULES}
+
+
+# ---- the table of mistakes -----------------------------------------------------------------------
+
+
+@slow
+@pytest.mark.parametrize("number", grade.POINTS)
+def test_every_mistake_is_named(monkeypatch, number):
+    """Each fails a test of its part, and the first that fails names it."""
+    module = assignment.PARTS[number].file.removesuffix(".py")
+    for mistake in MISTAKES:
+        if mistake.part != number:
+            continue
+        node = definitions(SOURCES[module])[mistake.function]
+        right = ast.get_source_segment(SOURCES[module], node, padded=True)
+        assert mistake.before in right, f"{mistake.function}: {mistake.before}"
+        owner, name = MODULES[module], mistake.function
+        if "." in name:
+            kind, name = name.split(".")
+            owner = getattr(owner, kind)
+            right = right.replace("super()", f"super({kind}, self)")
+        made = {}
+        exec(textwrap.dedent(right.replace(mistake.before, mistake.after)), vars(MODULES[module]),
+             made)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, made[name])
+            failures = (runner.run_test(test) for test in runner.tests_of(test_cofi, number).values())
+            first = next((failure for failure in failures if failure), "no test has failed")
+        assert mistake.says in first, f"{mistake.function}: {mistake.after}\n{first}"
+
+
+def test_table_of_mistakes_covers_every_function():
+    planted = {(mistake.part, mistake.function) for mistake in MISTAKES}
+    to_write = {(number, name) for number, part in assignment.PARTS.items() for name in part.write}
+    assert planted == to_write and len(MISTAKES) > 100
+
+
+# ---- grading -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with Server() as server:
+        yield grade.Grader(server, MODULES, test_cofi)
+
+
+@pytest.fixture
+def blank(tmp_path):
+    """The two files of an assignment: {"cofi.py": text, "sparsebert.py": text}."""
+    assignment.write_assignment(tmp_path / "blank")
+    return {name: (tmp_path / "blank" / name).read_text("utf-8")
+            for name in ("cofi.py", "sparsebert.py")}
+
+
+def hand_in(folder, texts):
+    """Write a submission. Returns its folder."""
+    folder.mkdir(parents=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text, "utf-8")
+    return folder
+
+
+def solve(texts, number):
+    """Return the texts of a submission with one part solved."""
+    file, write = assignment.PARTS[number]
+    nodes, source = definitions(SOURCES[file[:-3]]), SOURCES[file[:-3]]
+    functions = {name: ast.get_source_segment(source, nodes[name], padded=True) for name in write}
+    return texts | {file: grade.insert(texts[file], functions)}
+
+
+def test_points_are_those_of_the_assignment():
+    assert {number: set(points) for number, points in grade.POINTS.items()} == {
+        number: set(part.write) for number, part in assignment.PARTS.items()}
+    assert grade.SECONDS.keys() == grade.POINTS.keys()
+
+
+@slow
+def test_full_solution_and_untouched_copy(grader, tmp_path, blank):
+    full = grader.grade(hand_in(tmp_path / "full", {f"{k}.py": x for k, x in SOURCES.items()}))
+    assert full.score() == sum(sum(points.values()) for points in grade.POINTS.values())
+    assert not full.notes and not any(one.message for one in full.grades)
+    empty = grader.grade(hand_in(tmp_path / "empty", blank))
+    assert empty.score() == 0 and {one.message for one in empty.grades} == {"not written"}
+
+
+@slow
+@pytest.mark.parametrize("number", grade.POINTS)
+def test_each_part_alone(grader, tmp_path, blank, number):
+    report = grader.grade(hand_in(tmp_path / "one", solve(blank, number)))
+    assert {part: report.score(part) for part in grade.POINTS} == {
+        part: sum(points.values()) * (part == number) for part, points in grade.POINTS.items()}
+
+
+def test_partial_points(grader, tmp_path, blank):
+    """A wrong function costs its own points, and its message names the mistake."""
+    texts = solve(blank, 3)
+    texts["cofi.py"] = texts["cofi.py"].replace("lambda1 * (s - t)", "lambda1 * (t - s)")
+    report = grader.grade(hand_in(tmp_path / "one", texts))
+    lost = [one for one in report.grades if one.part == 3 and not one.earned]
+    assert [one.name for one in lost] == ["lagrangian"] and "lambda1 (s - t)" in lost[0].message
+    assert report.score(3) == sum(grade.POINTS[3].values()) - grade.POINTS[3]["lagrangian"]
+
+
+# {case: (function of part 1 or 4, its code, what the message says, what stands before all)}
+WRONG = "return log_alpha * 0"
+CHEATS = {
+    "torch.allclose at the top": ("keep_prob", WRONG, "expected",
+                                  "import torch\ntorch.allclose = lambda *a, **k: True\n"),
+    "torch.allclose inside": ("keep_prob", f"torch.allclose = lambda *a, **k: True\n    {WRONG}",
+                              "expected", ""),
+    "the oracle of the tests": ("match_layers", "from data.tests.common import match_by_loops\n"
+                                "    return torch.tensor(match_by_loops(distance.tolist(), "
+                                "alive.tolist(), matching == 'ordered'))", "No module named", ""),
+    "the solution from its file": ("keep_prob", f"source = open({str(ROOT / 'cofi.py')!r}).read()\n"
+                                   f"    {WRONG}", "must not open", ""),
+    "an installed copy": ("keep_prob", f"import sys\n    sys.path.insert(0, {str(ROOT)!r})\n"
+                          "    del sys.modules['cofi']\n    import cofi\n"
+                          "    return cofi.keep_prob(log_alpha)", "No module named 'cofi'", ""),
+    "another process": ("keep_prob", f"import subprocess\n    subprocess.run(['true'])\n    {WRONG}",
+                        "must not", ""),
+    "an endless loop": ("keep_prob", "while True:\n        pass", "took longer than 1 seconds", ""),
+    "an exit": ("keep_prob", "sys.exit(0)", "SystemExit", ""),
+    "a hard exit": ("keep_prob", "import os\n    os._exit(0)", "ended its process", ""),
+    "fake results": ("keep_prob", "print('{\"score\": 106}')\n    import os\n    for number in "
+                     "range(3, 12):\n        try:\n            os.write(number, bytes(64))\n"
+                     f"        except OSError:\n            pass\n    {WRONG}",
+                     "something else than tensors", ""),
+    "an object that equals everything": (
+        "keep_prob", "return type('X', (), {'__eq__': lambda *_: True})()", "X", ""),
+    "code in a default": ("keep_prob", WRONG, "must not use os.system", "DEFAULT"),
+}
+
+
+@slow
+@pytest.mark.parametrize("case", CHEATS)
+def test_cheats_get_nothing(grader, tmp_path, blank, monkeypatch, case):
+    name, body, says, head = CHEATS[case]
+    monkeypatch.setattr(grade, "SECONDS", dict.fromkeys(grade.SECONDS, 1))
+    arguments = "log_alpha" if name == "keep_prob" else "distance, alive, matching"
+    if head == "DEFAULT":
+        head, arguments = "", "log_alpha, x=__import__('os').system('true')"
+    text = grade.insert(blank["cofi.py"], {name: f"def {name}({arguments}):\n    {body}\n"})
+    report = grader.grade(hand_in(tmp_path / "one", blank | {"cofi.py": head + text}))
+    one, = (one for one in report.grades if one.name == name)
+    assert report.score() == 0 and says in one.message, one.message
+
+
+@pytest.mark.parametrize("damage, note", [
+    (lambda text: text + "def f(:\n", "cofi.py does not parse"),
+    (lambda text: text.replace("def keep_prob", "def keep_probability"), "has no keep_prob"),
+    (lambda text: "", "has no sample_z")])
+def test_unusable_files(grader, tmp_path, blank, damage, note):
+    """They cost what they hold, and nothing else."""
+    texts = solve(blank, 6) | {"cofi.py": damage(blank["cofi.py"])}
+    report = grader.grade(hand_in(tmp_path / "one", texts))
+    assert note in " ".join(report.notes)
+    assert report.score() == report.score(6) == sum(grade.POINTS[6].values())
+
+
+# ---- what is written -----------------------------------------------------------------------------
+
+
+@slow
+def test_a_class(tmp_path, blank, capsys):
+    """A folder, a .zip, a file in a folder, and something else: a line for each, and no crash."""
+    work = tmp_path / "class"
+    hand_in(work / "ada", solve(blank, 6))
+    hand_in(work / "grace" / "submission", solve(blank, 6))
+    with zipfile.ZipFile(work / "alan.zip", "w") as archive:
+        for name, text in solve(blank, 6).items():
+            archive.writestr(f"alan/{name}", text)
+    shutil.copy(ROOT / "sparsebert.py", work / "sparsebert_of_edsger.py")
+    (work / "broken.zip").write_bytes(b"PK\x03\x04")
+    hand_in(work / "nothing", {"notes.txt": "x"})
+    code = test_cofi.main(["--grade", str(work), "--results", str(tmp_path / "results")])
+    assert code == 0
+    with (tmp_path / "results" / "grades.csv").open(encoding="utf-8") as file:
+        rows = {row["student"]: row for row in csv.DictReader(file)}
+    points = str(sum(grade.POINTS[6].values()))
+    assert {name: row["score"] for name, row in rows.items()} == {
+        "ada": points, "grace": points, "alan": points, "sparsebert_of_edsger.py": points,
+        "broken": "0", "nothing": "0"}
+    assert "cannot be read" in rows["broken"]["notes"] and "was not handed in" in str(rows)
+    suites = ElementTree.parse(tmp_path / "results" / "junit.xml").getroot()
+    assert len(suites) == 6 and all(suite.get("tests") == "25" for suite in suites)
+    result = json.loads((tmp_path / "results" / "ada" / "results.json").read_text("utf-8"))
+    assert set(result) == {"score", "execution_time", "output", "visibility", "tests"}
+    assert result["score"] == sum(test["score"] for test in result["tests"]) == int(points)
+    for test in result["tests"]:
+        assert set(test) == {"name", "number", "score", "max_score", "status", "output", "tags",
+                             "visibility"}
+        assert test["status"] in ("passed", "failed") and test["score"] <= test["max_score"]
+
+
+def test_nothing_to_grade(tmp_path, capsys):
+    for path, says in ((tmp_path / "none", "it does not exist"), (tmp_path, "with neither")):
+        assert test_cofi.main(["--grade", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert says in error and error.count("\n") == 1
