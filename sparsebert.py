@@ -113,6 +113,8 @@ class Settings(RunConfig):
         super().check()
         for s in self.sparsities():
             check_in_range("sparsity", s, 0, 0.999)
+        if len(set(self.sparsities())) < len(self.sparsities()):
+            raise UserError(f"--sparsity must name each sparsity once, got {self.sparsity}")
 
 
 # --------------------------------------------------------------------------------------------------

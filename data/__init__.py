@@ -8,5 +8,6 @@ import sys
 from pathlib import Path
 
 # Ctrl-C in the seconds in which PyTorch is imported ends a program at once. run_cli takes over.
-if Path(sys.argv[0]).name in ("cofi.py", "sparsebert.py"):
+if (Path(sys.argv[0]).name in ("cofi.py", "sparsebert.py")
+        and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN):
     signal.signal(signal.SIGINT, signal.SIG_DFL)

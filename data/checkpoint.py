@@ -25,7 +25,8 @@ HF_TO_OURS = [            # replaced in this order
 TF_TO_HF = [("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")]
 IGNORED_KEYS = r"cls\.|embeddings\.position_ids$"     # pre-training heads; a constant
 REQUIRED_CONFIG = {"model_type": "bert", "hidden_act": "gelu",
-                   "position_embedding_type": "absolute"}
+                   "position_embedding_type": "absolute", "is_decoder": False}
+FINETUNED = ("SequenceClassification", "QuestionAnswering")     # ends of architectures
 SAME_MODEL = "Try the weights and the config of one model"
 # {size in config.json: highest value}; beyond it, it is a mistake, not a BERT
 SIZES = {"vocab_size": 5_000_000, "max_position_embeddings": 100_000, "type_vocab_size": 1000,
@@ -77,16 +78,17 @@ def read_config(model):
     path = fetch(model, "config.json")
     c = read_json(path)
     for key, required in REQUIRED_CONFIG.items():
-        if c.get(key, required) != required:
+        if c.get(key, required) not in (required, None):
             raise UserError(f"{path}: {key} must be {required!r}, got {c[key]!r}. Try another "
                             "model")
 
     def size(key, default=None):
         if key not in c and default is None:
             raise UserError(f"{path}: {key} is missing. Try the config of a BERT")
-        # of a pruned model, heads and FFN units may all be gone
-        may_be_0 = key in ("num_attention_heads", "intermediate_size") and "heads_per_layer" in c
-        return check_number(path, key, c.get(key, default), 0 if may_be_0 else 1, SIZES[key])
+        low = 8 if key == "max_position_embeddings" else 1
+        if key in ("num_attention_heads", "intermediate_size") and "heads_per_layer" in c:
+            low = 0                     # of a pruned model, heads and FFN units may all be gone
+        return check_number(path, key, c.get(key, default), low, SIZES[key])
 
     d, h, L = size("hidden_size"), size("num_attention_heads"), size("num_hidden_layers")
     if "attention_head_size" not in c and (h < 1 or d % h):
@@ -116,8 +118,14 @@ def weights_path(model):
     """Return the file of a model's weights: model.safetensors, as every library prefers, or
     pytorch_model.bin. Raises UserError.
     """
-    path = fetch(model, "model.safetensors", optional=True)
-    return path or fetch(model, "pytorch_model.bin")
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        path = fetch(model, name, optional=True)
+        if path:
+            return path
+        if fetch(model, f"{name}.index.json", optional=True):
+            raise UserError(f"{model}: its weights are in several files. Try to save it as one, "
+                            "with max_shard_size='10GB'")
+    return fetch(model, "pytorch_model.bin")            # raises: it says what is missing
 
 
 def load_tensors(model):
@@ -134,6 +142,10 @@ def load_tensors(model):
                         "result.json). Try to copy it again, or delete result.json")
     tensors = read_tensors(path)
     remedy = "Try to save model.state_dict()"
+    inner = [key for key in ("model_state_dict", "state_dict", "model") if isinstance(tensors, dict)
+             and isinstance(tensors.get(key), dict)]
+    if inner:
+        remedy = f"Try to save its {inner[0]!r} alone"
     if not isinstance(tensors, dict):
         raise UserError(f"{path} must hold tensors by name, got a {type(tensors).__name__}. "
                         f"{remedy}")
@@ -141,10 +153,11 @@ def load_tensors(model):
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise UserError(f"{path} must hold tensors by name, got a {type(tensor).__name__} "
                             f"named {name!r}. {remedy}")
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        if (tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex()
+                or tensor.is_meta):
             raise UserError(f"{path}: {name} must be a dense tensor of real numbers, got "
-                            f"{tensor.layout}, {tensor.dtype}. {remedy}")
-        if not tensor.isfinite().all():
+                            f"{tensor.layout}, {tensor.dtype}, {tensor.device}. {remedy}")
+        if not tensor.float().isfinite().all():
             raise UserError(f"{path}: {name} must be finite, got NaN or infinity. Its training "
                             "has failed. Try an earlier checkpoint")
     return tensors
@@ -156,21 +169,30 @@ def tf_to_hf(name):
     return name
 
 
-def rename_keys(tensors):
+def rename_keys(tensors, model):
     """Return the tensors under our names and in fp32, without the pre-training heads."""
     ours = {}
     for name, tensor in tensors.items():
-        name = re.sub(r"^(module\.)?(bert\.)?", "", tf_to_hf(name))
-        if not re.match(IGNORED_KEYS, name):
-            for theirs, mine in [*HF_TO_OURS, ("qa_outputs.", "classifier.")]:
-                name = name.replace(theirs, mine)
-            ours[name] = tensor.float()
+        # prefixes of DataParallel, of a wrapper, and of torch.compile
+        name = re.sub(r"^((module|model|_orig_mod)\.)*(bert\.)?", "", tf_to_hf(name))
+        if re.match(IGNORED_KEYS, name):
+            continue
+        for theirs, mine in [*HF_TO_OURS, ("qa_outputs.", "classifier.")]:
+            name = name.replace(theirs, mine)
+        if name in ours or not tensor.is_floating_point():
+            got = "two tensors" if name in ours else str(tensor.dtype)
+            raise UserError(f"{model}: {name} must be one tensor of floating-point numbers, got "
+                            f"{got}. Try to save the model again in fp32")
+        ours[name] = tensor.float()
+    if "embeddings.word.weight" in ours and not ours["embeddings.word.weight"].any():
+        raise UserError(f"{model}: embeddings.word.weight must not be all zeros. Try another copy "
+                        "of the model")
     return ours
 
 
 def read_weights(model):
     """Return {our name: fp32 tensor} of a pre-trained model. Raises UserError."""
-    return rename_keys(load_tensors(model))
+    return rename_keys(load_tensors(model), model)
 
 
 def read_finetuned(model):
@@ -183,15 +205,21 @@ def read_finetuned(model):
     path = fetch(model, "config.json")
     config = read_config(model)
     tensors = load_tensors(model)
-    weights = rename_keys(tensors)
-    outputs = len(weights.get("classifier.weight", ()))
-    if not outputs:
-        raise UserError(f"{model}: there is no classifier in it. Try a fine-tuned model")
+    weights = rename_keys(tensors, model)
+    check_head(path, read_json(path))
+    for name in ("classifier.weight", "embeddings.word.weight"):
+        if name not in weights or weights[name].dim() != 2:
+            raise UserError(f"{model}: there is no {name.split('.')[-2]} in it, or not as a matrix. "
+                            "Try a fine-tuned model")
+    outputs = len(weights["classifier.weight"])
     config["is_span"] = "qa_outputs.weight" in tensors
     if config["is_span"] or outputs == 1:
         config["id2label"] = None
     elif not config["id2label"]:                # transformers leaves default names out
         config["id2label"] = [f"LABEL_{i}" for i in range(outputs)]
+    elif len(config["id2label"]) != outputs:
+        raise UserError(f"{path}: id2label must name {outputs} classes, one for each output of the "
+                        f"classifier, got {len(config['id2label'])}. {SAME_MODEL}")
     if "heads_per_layer" not in read_json(path):
         sizes = infer_sizes(weights, config)
         for key, size in sizes.items():
@@ -204,6 +232,17 @@ def read_finetuned(model):
         unused += [f"layers.{i}.{part}.norm." for i, size in enumerate(config[key]) if not size]
     weights = {name: w for name, w in weights.items() if not name.startswith(tuple(unused))}
     return config, weights
+
+
+def check_head(path, c):
+    """Raise UserError for a fine-tuned model that is no classifier of whole texts or spans."""
+    for architecture in c.get("architectures") or []:
+        if not str(architecture).endswith(FINETUNED):
+            raise UserError(f"{path}: architectures must end in {' or '.join(FINETUNED)}, got "
+                            f"{architecture}. Try a model that was fine-tuned on whole texts")
+    if c.get("problem_type") == "multi_label_classification":
+        raise UserError(f"{path}: problem_type must be single_label_classification or regression, "
+                        "got multi_label_classification. Try another model")
 
 
 def infer_sizes(weights, config):

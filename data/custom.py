@@ -7,7 +7,10 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
+import unicodedata
+from decimal import Decimal
 
 import datasets
 import numpy as np
@@ -19,9 +22,14 @@ from data.hub import cached
 KINDS = ("tsv", "csv", "jsonl")
 NESTED = (list, dict)
 # not read as text: what identifies a row, also the index that pandas writes
-ID_COLUMN = re.compile(r"label|part|unnamed: \d+|index|idx|(q|u|gu|uu|pair|row|doc)?id|.*[_ ]id",
-                       re.IGNORECASE)
-FORMAT = 1        # part of the cache's key: raise it when read_table changes what it returns
+ID_COLUMN = re.compile(r"label|label_.*|part|unnamed: \d+|index|idx|(q|u|gu|uu|pair|row|doc)?id|"
+                       r".*[_ ]id", re.IGNORECASE)
+# what float() takes beyond this, such as 1_000 or other scripts' digits, is text
+NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity)\s*",
+                    re.ASCII | re.IGNORECASE)
+MISSING = {"", "nan", "nat", "<na>"}    # as labels; the last two are written by pandas
+MAX_SHOWN = 8                           # class names in a line
+FORMAT = 2        # part of the cache's key: raise it when read_table changes what it returns
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -30,8 +38,9 @@ FORMAT = 1        # part of the cache's key: raise it when read_table changes wh
 def find_split_files(folder):
     """Return {split: file} of a folder: train, validation and perhaps test."""
     if not is_folder(folder):
+        got = "a file. Try its folder" if os.path.isfile(folder) else "no such folder"
         raise UserError(f"--data must be a folder with train.tsv and validation.tsv (or .csv, or "
-                        f".jsonl), got {folder}: no such folder")
+                        f".jsonl), got {folder}: {got}")
     found = {}
     for split in ("train", "validation", "test"):
         files = [folder / f"{split}.{kind}" for kind in KINDS]
@@ -40,7 +49,9 @@ def find_split_files(folder):
             found[split] = files[0]
         elif files or split != "test":
             got = " and ".join(path.name for path in files) or f"no {split}.tsv, .csv or .jsonl"
-            raise UserError(f"--data must have one file for each split, got {got} in {folder}")
+            there = ", ".join(sorted(path.name for path in folder.iterdir())[:MAX_SHOWN])
+            raise UserError(f"--data must have one file for each split, got {got} in {folder}. "
+                            f"There is: {there or 'nothing'}. Try to rename it")
     return found
 
 
@@ -54,11 +65,12 @@ def read_table(path):
         with path.open(newline="", encoding="utf-8-sig") as file:
             table = read_jsonl(path, file) if path.suffix == ".jsonl" else read_csv(path, file)
     except UnicodeDecodeError as error:
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                raise UserError(f"{path} must be text, got an Excel file or a .zip. Try to export "
+                                "it as CSV in UTF-8") from error
         raise UserError(f"{path} must be UTF-8, got {short_message(error)}. Try to save it as "
                         "UTF-8") from error
-    except csv.Error as error:
-        raise UserError(f"{path} cannot be read ({short_message(error)}). Try to save it again as "
-                        "a table of text") from error
     if not table or not next(iter(table.values())):
         raise UserError(f"{path} cannot be read: there are no rows. It must have a line of column "
                         "names, then one line for each row")
@@ -72,21 +84,32 @@ def read_csv(path, file):
         lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         lines = csv.reader(file, strict=True)
-    names = [name.strip() for name in next(lines, [])]
+    names, columns = [], []
+    try:
+        for line in lines:
+            if line and not names:
+                names = check_names(path, line)
+                columns = [[] for _ in names]
+            elif line:
+                if len(line) != len(names):
+                    raise UserError(f"{path}, line {lines.line_num} must have {len(names)} columns "
+                                    f"as the first line, got {len(line)}. Try to save it again")
+                for column, value in zip(columns, line):
+                    column.append(value)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {lines.line_num} cannot be read ({short_message(error)}). "
+                        "Try to double the quotes within quotes") from error
+    return {name: column for name, column in zip(names, columns) if name}
+
+
+def check_names(path, names):
+    """Return column names without spaces around them. Raises UserError if two are equal."""
+    names = [name.strip() for name in names]
     for name in names:
         if name and names.count(name) > 1:
             raise UserError(f"{path} must have columns of different names, got {name!r} twice. Try "
                             "to rename one")
-    columns = [[] for _ in names]
-    for line in lines:
-        if not line:
-            continue
-        if len(line) != len(names):
-            raise UserError(f"{path}, line {lines.line_num} must have {len(names)} columns as "
-                            f"the first line, got {len(line)}")
-        for column, value in zip(columns, line):
-            column.append(value)
-    return {name: column for name, column in zip(names, columns) if name}
+    return names
 
 
 def read_jsonl(path, file):
@@ -107,13 +130,14 @@ def read_jsonl(path, file):
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number} must be an object such as "
                             f'{{"text": "...", "label": "..."}}, got {line.strip()[:40]}')
-        for name, value in row.items():
-            column = table.setdefault(name.strip(), [])
+        for name, value in zip(check_names(path, row), row.values()):
+            column = table.setdefault(name, [])
             column += [None] * (n - len(column))
             column.append(json_text(value))
         n += 1
     for column in table.values():
         column += [None] * (n - len(column))
+    table.pop("", None)
     return table
 
 
@@ -134,10 +158,7 @@ def count_rows(folder):
 
 def as_number(text):
     """Return a text as a float, or None if it is not a number."""
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return float(text) if NUMBER.fullmatch(text) else None
 
 
 def is_text_column(name, values):
@@ -151,9 +172,10 @@ def find_text_columns(table, path):
     """Return the one or two text columns of the training rows. Raises UserError."""
     texts = tuple(name for name, values in table.items() if is_text_column(name, values))
     if not 1 <= len(texts) <= 2:
+        others = [name for name in table if name not in texts and name != "label"]
         raise UserError(f"{path} must have one or two text columns beside label, got {len(texts)} "
-                        f"({', '.join(texts)}). Identifiers, numbers and part are not text. Try "
-                        "to remove other columns")
+                        f"({', '.join(texts)}). Identifiers and numbers are no text: "
+                        f"{', '.join(others) or 'none here'}. Try to remove or rename columns")
     return texts
 
 
@@ -161,10 +183,9 @@ def check_table(table, path, texts, needs_label):
     """Raise UserError where a split lacks a column or a text, or holds what is not text."""
     for name in (*texts, "label") if needs_label else texts:
         if name not in table:
-            hint = " Columns are separated by commas" if path.suffix == ".csv" else ""
             raise UserError(f"{path}: there is no column {name!r}; its columns are "
                             f"{', '.join(table)} and must include {', '.join(texts)}"
-                            f"{' and ' if texts else ''}label.{hint}")
+                            f"{' and ' if texts else ''}label. {column_hint(path, table)}")
     for name in texts:
         for row, value in enumerate(table[name], start=1):
             if isinstance(value, NESTED):
@@ -172,6 +193,15 @@ def check_table(table, path, texts, needs_label):
         missing = sum(value is None for value in table[name])
         if missing:
             raise UserError(f"{path}: {rows(missing)} without {name}, but every row must have one")
+
+
+def column_hint(path, table):
+    """Return what is likely wrong where a column is missing."""
+    if path.suffix == ".csv" and len(table) == 1:
+        return "Columns are separated by commas. Try to save it so, without a line before the names"
+    if path.suffix == ".tsv" and any('"' in name for name in table):
+        return "In a .tsv quotes are characters like others. Try to save it as .csv"
+    return "Try to rename one"
 
 
 def rows(n):
@@ -190,11 +220,12 @@ def clean_labels(table, path):
         if isinstance(value, NESTED):
             raise UserError(f"{path}: label must be a text or a number, got {str(value)[:40]} in "
                             f"row {row}")
-        text = (value or "").strip()
-        labels.append("" if text.lower() == "nan" else text)
+        # two ways to write an accent are one
+        text = unicodedata.normalize("NFC", (value or "").strip())
+        labels.append("" if text.lower() in MISSING else text)
     missing = labels.count("")
-    if missing == len(labels) and path.stem == "test":
-        return None
+    if path.stem == "test" and (missing == len(labels) or set(map(as_number, labels)) == {-1.0}):
+        return None                     # -1 is what GLUE writes for a secret label
     if missing:
         raise UserError(f"{path.stem}: {rows(missing)} without a label. Every row of {path} must "
                         "have one. Try to remove the others")
@@ -219,7 +250,8 @@ def find_classes(labels):
         if math.isinf(number):
             raise UserError(f"train: every label must be a finite number, got {label!r}")
     if all(number.is_integer() for number in numbers) and not all("." in label for label in seen):
-        return [str(int(number)) for number in sorted(set(numbers))]
+        # Decimal, because a float is not exact above 2^53
+        return [str(number) for number in sorted({int(Decimal(label)) for label in seen})]
     return None
 
 
@@ -228,18 +260,23 @@ def encode(labels, names, path):
     numbers = [as_number(label) for label in labels]
     if names is None:
         for label, number in zip(labels, numbers):
-            if number is None or math.isinf(number):
+            if number is None or abs(number) > np.finfo(np.float32).max:
                 raise UserError(f"{path}: every label must be a number such as 2.5, as in the "
-                                f"training rows, got {label!r}")
+                                f"training rows, got {label[:40]!r}. Try to remove its row")
+        if path.stem == "train" and len(set(numbers)) == 1:
+            raise UserError(f"{path}: a regression must have different values, but every label is "
+                            f"{labels[0]}. Try other data")
         return np.array(numbers, dtype=np.float32)
     class_of = {name: i for i, name in enumerate(names)}
     if all(as_number(name) is not None for name in names):
-        labels = [str(int(number)) if number is not None and number.is_integer() else label
+        labels = [str(int(Decimal(label))) if number is not None and number.is_integer() else label
                   for label, number in zip(labels, numbers)]
     wrong = [label for label in labels if label not in class_of]
     if wrong:
-        raise UserError(f"{path}: label must be one of {', '.join(names)}, got {wrong[0]!r} in "
-                        f"{rows(len(wrong))}")
+        more = ", ..." if len(names) > MAX_SHOWN else ""
+        raise UserError(f"{path}: label must be one of {', '.join(names[:MAX_SHOWN])}{more}, got "
+                        f"{wrong[0][:40]!r} in {rows(len(wrong))}. Every class must be in the "
+                        "training rows. Try to remove these rows, or all labels of a test set")
     return np.array([class_of[label] for label in labels], dtype=np.int64)
 
 
@@ -250,11 +287,14 @@ def generate_rows(path, columns, sha256, version):
     """Yield the rows of a file. sha256 and version are only there for the cache's key."""
     table = read_table(path)
     for values in zip(*(table[name] for name in columns)):
-        yield dict(zip(columns, (value or "" for value in values)))
+        values = (str(value or ("(none)" if name == "part" else ""))
+                  for name, value in zip(columns, values))
+        yield dict(zip(columns, values))
 
 
 def read_folder(folder):
-    """Read your own data: ({split: datasets.Dataset}, text columns, {split: labels}, class names).
+    """Read your own data: ({split: datasets.Dataset}, text columns, {split: labels}, class names,
+    columns of the training rows that are not read).
 
     The class names are None for a regression. Raises UserError.
     """
@@ -281,4 +321,5 @@ def read_folder(folder):
         features = datasets.Features({name: datasets.Value("string") for name in columns})
         raw[split] = cached(datasets.Dataset.from_generator, generate_rows, gen_kwargs=key,
                             features=features)
-    return raw, texts, labels, names
+    unread = [name for name in tables["train"] if name not in (*texts, "label", "part")]
+    return raw, texts, labels, names, unread

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 from pathlib import Path
 
 import torch
@@ -35,10 +36,11 @@ def write_atomically(path, save):
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, RuntimeError) as error:        # torch.save raises RuntimeError on a full disk
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise UserError(f"{path} cannot be written ({short_message(error)}). The earlier file is "
                         "intact. Free some space, or try another --out") from error
+    finally:
+        with contextlib.suppress(OSError):          # also after Ctrl-C
+            part.unlink(missing_ok=True)
 
 
 def write_text(path, text):
@@ -48,7 +50,7 @@ def write_text(path, text):
 def read_text(path):
     """Return the text of a file in UTF-8. Raises UserError."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} must be UTF-8, got {short_message(error)}. Try to download or "
                         "save it again") from error
@@ -86,9 +88,12 @@ def read_tensors(path, remedy="Try to download or save it again"):
         if path.suffix == ".safetensors":
             return read_safetensors(path.read_bytes())
         return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
+    except (PermissionError, UserError):
         raise
-    except Exception as error:  # truncated, not a checkpoint, or carrying code
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is not a file of tensors: it is damaged, or holds objects of "
+                        f"Python. {remedy}, with torch.save(model.state_dict(), ...)") from error
+    except Exception as error:  # truncated, not a checkpoint
         raise UserError(f"{path} is not a file of tensors ({type(error).__name__}). {remedy}"
                         ) from error
 
@@ -102,9 +107,19 @@ def read_safetensors(content):
     header = json.loads(content[8:begin])
     header.pop("__metadata__", None)
     tensors = {}
-    for name, entry in header.items():
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in dtypes:
+            raise UserError(f"{name} must be one of {', '.join(dtypes)}, got {entry['dtype']}. Try "
+                            "to save the model in fp32")
         low, high = entry["data_offsets"]
+        if low != end:
+            raise ValueError("tensors overlap")
+        end = high
         raw = bytearray(content[begin + low:begin + high])
-        flat = torch.frombuffer(raw, dtype=dtypes[entry["dtype"]])
+        dtype = dtypes[entry["dtype"]]
+        flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
         tensors[name] = flat.view(entry["shape"])
+    if begin + end != len(content):
+        raise ValueError("the length is wrong")
     return tensors

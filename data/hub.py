@@ -1,5 +1,6 @@
 """Files of a model: from a local folder, or from the Hugging Face hub by name."""
 import errno
+import json
 import re
 from pathlib import Path
 
@@ -23,11 +24,21 @@ def silenced(call, *args, **kwargs):
     return call(*args, **kwargs)
 
 
-def check_disk(error):
-    """Raise UserError if it was the cache's disk that made a library fail, or a UserError below."""
+def check_disk(error, is_local=False):
+    """Raise UserError if it was the cache's disk that made a library fail, or a UserError below.
+
+    is_local: nothing was to be downloaded, so that an unreadable file is one of the cache.
+    """
     while error is not None:
         if isinstance(error, UserError):
             raise error
+        is_damaged = isinstance(error, (json.JSONDecodeError, EOFError)) or (
+            type(error).__name__.startswith("Arrow")) or (
+            isinstance(error, OSError) and "read" in str(error) and error.errno is None)
+        if is_damaged and is_local:
+            raise UserError(f"The cache {datasets.config.HF_CACHE_HOME} is damaged "
+                            f"({short_message(error)}). Try to delete it, or set HF_HOME to another "
+                            "folder") from error
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise UserError(f"The cache {datasets.config.HF_CACHE_HOME} must be writable, got "
                             f"{short_message(error)}. Try to free some space, or set HF_HOME to "
@@ -41,7 +52,7 @@ def cached(call, *args, **kwargs):
     try:
         return silenced(call, *args, **kwargs)
     except Exception as error:
-        check_disk(error)
+        check_disk(error, is_local=True)
         raise
 
 

@@ -15,6 +15,7 @@ from data.squad import tokenize_squad
 from data.tokenized import concatenate, tokenize
 
 TOY = Path(__file__).parent / "toy"       # model, tokenizer and splits in one folder
+MAX_UNKNOWN = 0.05                        # share of [UNK] from which a run says so; ours
 SMALL_TASK_MAX_ROWS = 10_000              # GLUE's small sets have at most 8,551 training rows
 PAIR = ("sentence1", "sentence2")
 
@@ -71,6 +72,7 @@ class Dataset:
     names: list | None        # class names; None for regression and SQuAD
     tokenizer: object
     max_length: int
+    unread: list = ()         # columns that are neither text nor label
 
     @property
     def is_span(self):
@@ -103,7 +105,7 @@ class Dataset:
         return content.hexdigest()[:16]
 
     def describe(self):
-        """Return what was understood of the data, as lines of the printed log."""
+        """Return what was understood of the data, as three or four lines of the printed log."""
         if self.is_span:
             kind = "a span of the second text"
         elif self.names is None:
@@ -114,10 +116,18 @@ class Dataset:
             shown = [f"{name} {n:,}" for name, n in zip(self.names[:8], counts.tolist())]
             more = ", ..." if len(self.names) > 8 else ""
             kind = f"{len(self.names)} classes: {', '.join(shown)}{more}"
+        unread = f"; not read: {', '.join(self.unread)}" if self.unread else ""
         rows = [f"{split} {len(table):,}" for split, table in self.raw.items()]
-        return [f"texts      {', '.join(self.columns)}",
-                f"labels     {kind}",
-                f"rows       {', '.join(rows)}"]
+        lines = [f"texts      {', '.join(self.columns)}{unread}",
+                 f"labels     {kind}",
+                 f"rows       {', '.join(rows)}"]
+        # what is likely a mistake: texts that are empty, or of another language
+        empty = int((np.diff(self.train.offsets) <= len(self.columns) + 1).sum())
+        unknown = np.mean(self.train.input_ids == self.tokenizer.token_to_id("[UNK]"))
+        if empty or unknown > MAX_UNKNOWN:
+            lines.append(f"note       training rows without any text: {empty:,}; tokens that the "
+                         f"tokenizer does not know: {unknown:.0%}")
+        return lines
 
     def tokenized(self, split, subset=""):
         """Return a split as a TokenizedDataset. subset: a name for all of its examples."""
@@ -141,9 +151,11 @@ def load_task(name, tokenizer, max_length, folder=""):
     if name == "toy":
         folder = TOY
     if folder:
-        raw, columns, labels, names = custom.read_folder(Path(folder))
+        raw, columns, labels, names, unread = custom.read_folder(Path(folder))
         metrics = task.metrics if names else ("pearson", "spearman")
-        return make_dataset(name, raw, columns, metrics, labels, names, tokenizer, max_length)
+        data = make_dataset(name, raw, columns, metrics, labels, names, tokenizer, max_length)
+        data.unread = unread
+        return data
     subset = [name] if task.repository == "nyu-mll/glue" else []
     try:
         raw = silenced(datasets.load_dataset, task.repository, *subset)

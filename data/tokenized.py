@@ -5,6 +5,7 @@ import datasets
 import numpy as np
 import torch
 
+from data.errors import UserError
 from data.hub import cached
 from data.metrics import METRICS
 
@@ -151,6 +152,9 @@ def tokenize(raw, columns, labels, tokenizer, max_length, subset=()):
     dtypes = {"input_ids": [id_dtype(tokenizer)], "first_segment_length": "int32"}
     table = map_cached(raw, tokenize_batch, dtypes, columns=list(columns), tokenizer=tokenizer)
     input_ids, offsets = unpack_list_column(table["input_ids"])
+    if len(input_ids) and input_ids.max() > max(tokenizer.get_vocab().values()):
+        raise UserError(f"The cache {datasets.config.HF_CACHE_HOME} is damaged: it holds tokens "
+                        "that the tokenizer does not have. Try to delete it")
     return TokenizedDataset(input_ids, offsets, table["first_segment_length"].to_numpy(),
                             np.asarray(labels), np.asarray(subset, dtype=str))
 

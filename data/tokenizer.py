@@ -25,7 +25,7 @@ def load_tokenizer(model, vocab_size=None):
         tokenizer = read(model, path)
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        tokenizer.encode("a probe", "of both segments")
+        probe = tokenizer.encode("a probe", "of both segments")
     except (KeyboardInterrupt, SystemExit, UserError):
         raise
     except BaseException as error:  # a panic of the library is no Exception
@@ -35,6 +35,10 @@ def load_tokenizer(model, vocab_size=None):
     if missing:
         raise UserError(f"{path} must have the tokens of BERT, got none for {' '.join(missing)}. "
                         "Try the tokenizer of a BERT")
+    ends = [tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")]
+    if [probe.ids[0], probe.ids[-1]] != ends or probe.ids.count(ends[1]) != 2:
+        raise UserError(f"{path} must make [CLS] first text [SEP] second text [SEP], got "
+                        f"{' '.join(probe.tokens)[:80]}. Try a tokenizer with BERT's post-processor")
     words = max(tokenizer.get_vocab().values()) + 1
     if vocab_size and words > vocab_size:
         raise UserError(f"{path} must have at most {vocab_size} words, one for each embedding, got "
@@ -43,12 +47,20 @@ def load_tokenizer(model, vocab_size=None):
 
 
 def read_tokenizer_json(model, path):
-    return Tokenizer.from_file(str(path))
+    tokenizer = Tokenizer.from_file(str(path))
+    config_path = fetch(model, "tokenizer_config.json", optional=True)
+    wanted = read_json(config_path).get("do_lower_case") if config_path else None
+    lowercases = bool(tokenizer.normalizer) and tokenizer.normalizer.normalize_str("A") == "a"
+    if wanted in (True, False) and wanted != lowercases:
+        print(f"tokenizer  {path.name} {'lowercases' if lowercases else 'does not lowercase'}, "
+              f"although tokenizer_config.json says do_lower_case: {wanted}")
+    return tokenizer
 
 
 def read_vocab_txt(model, path):
     """Build BERT's tokenizer from vocab.txt, tokenizer_config.json and added_tokens.json."""
-    words = read_text(path).splitlines()
+    # splitlines() would also split at the words U+2028 and U+0085
+    words = [line.removesuffix("\r") for line in read_text(path).rstrip("\r\n").split("\n")]
     vocab = {word: i for i, word in enumerate(words)}
     missing = [token for token in SPECIAL_TOKENS if token not in vocab]
     if missing:
@@ -61,6 +73,9 @@ def read_vocab_txt(model, path):
         raise UserError(f"{config_path}: tokenizer_class must be BertTokenizer, got {kind}. Try a "
                         "model with a tokenizer.json")
     lowercase = settings.get("do_lower_case")
+    if lowercase not in (None, True, False):
+        raise UserError(f"{config_path}: do_lower_case must be true or false, got {lowercase!r}. "
+                        "Try to correct it")
     if lowercase is None:
         # a tokenizer that lowercases could never use a word with capitals
         lowercase = all(word == word.lower() for word in words if not word.startswith("["))
@@ -72,6 +87,9 @@ def read_vocab_txt(model, path):
         handle_chinese_chars=settings.get("tokenize_chinese_chars", True))
     added_path = fetch(model, "added_tokens.json", optional=True)
     added = read_json(added_path) if added_path else {}
+    if not all(isinstance(number, int) for number in added.values()):
+        raise UserError(f"{added_path}: every id must be a whole number, got {str(added)[:60]}. "
+                        f"{SAME_MODEL}")
     for token in sorted(added, key=added.get):
         tokenizer.add_tokens([token])
         if tokenizer.token_to_id(token) != added[token]:

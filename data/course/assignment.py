@@ -90,6 +90,9 @@ def write_assignment(folder, numbers=tuple(PARTS)):
 
     folder: a Path, new or empty. Raises UserError if there is something in it.
     """
+    if ROOT / "data" in (folder.resolve(), *folder.resolve().parents):
+        raise UserError(f"--assignment must be outside of the project's data, got {folder}. Try "
+                        "another folder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--assignment must be a new or an empty folder, got {folder}")
     shutil.copytree(ROOT / "data", folder / "data", ignore=shutil.ignore_patterns("__pycache__"))

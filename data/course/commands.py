@@ -25,7 +25,8 @@ def run_command(arguments, tests):
                         "the submission on the toy, about four minutes for each")
     options = parser.add_argument_group("options of --benchmark")
     options.add_argument("--model", default=str(TOY), help="model whose sizes are used")
-    options.add_argument("--task", default="toy", choices=TASKS, help="task whose rows are read")
+    options.add_argument("--task", default="toy", choices=[name for name in TASKS if name != "custom"],
+                         help="task whose rows are read")
     options.add_argument("--batch_size", type=int, default=32, help="examples of a pruning step")
     options.add_argument("--threads", type=int, default=1, help="CPU threads")
     options.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

@@ -8,6 +8,7 @@ toy's test set.
 
     python quality.py ROOT ARGUMENTS        runs cofi.py of the current folder, without reach to ROOT
 """
+import importlib
 import os
 import runpy
 import shutil
@@ -79,7 +80,7 @@ def run_without(root, arguments):
 
     sys.path.insert(0, os.getcwd())
     sys.argv = ["cofi.py", *arguments]
-    import torch                            # noqa: F401  its libraries are loaded with ctypes
+    importlib.import_module("torch")        # it loads libraries with ctypes
     sys.addaudithook(hook)
     runpy.run_path("cofi.py", run_name="__main__")
 

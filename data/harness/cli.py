@@ -35,7 +35,7 @@ def check_allowed(cfg):
             raise UserError(f"--{f.name} must be one of {', '.join(f.metadata['choices'])}, got "
                             f"{value}")
         some_of = f.metadata.get("some_of")
-        if some_of and not set(value.split(",")) <= set(some_of):
+        if some_of and sorted(value.split(",")) != sorted(set(value.split(",")) & set(some_of)):
             raise UserError(f"--{f.name} must be some of {','.join(some_of)}, separated by commas, "
                             f"got {value}")
         if "range" in f.metadata:
@@ -151,6 +151,9 @@ def make_parser(kind, doc, commands={}):
 
 def parse_settings(kind, given):
     """Make checked settings of a class from the flags that were given. Raises UserError."""
+    for name, value in given.items():
+        if value == "":
+            raise UserError(f"--{name} must not be empty. Try to leave it out")
     folder = given.get("data", "")
     task = given.get("task", "custom" if folder else kind.task)
     if task not in TASKS:
@@ -159,6 +162,11 @@ def parse_settings(kind, given):
         raise UserError(f"--task custom and --data FOLDER must be given together, got --task "
                         f"{task} --data {folder or '(nothing)'}. Try --data FOLDER alone")
     defaults = asdict(kind.for_task(task, folder))
+    for f in fields(kind):              # one order, so that equal runs have one folder
+        some_of = f.metadata.get("some_of", ())
+        words = given.get(f.name, "").split(",") if some_of else []
+        if f.name in given and words and set(words) <= set(some_of) and len(words) == len(set(words)):
+            given[f.name] = ",".join(word for word in some_of if word in words)
     cfg = kind(**defaults | {"task": task} | given)
     cfg.check()
     return cfg

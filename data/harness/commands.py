@@ -3,6 +3,7 @@
 --evaluate, --predict, --submit and --export get `load`, a function from a folder or hub name to a
 BERT: cofi.load_finetuned.
 """
+import io
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from data.tokenizer import load_tokenizer
 
 COMMANDS = {      # what to do instead of a run: {flag: (metavar, help)}
     "evaluate": ("MODEL", "Score a finished run, or another fine-tuned BERT, again"),
-    "predict": (("MODEL", "TEXT"), "Predict: MODEL SENTENCE [SENTENCE], or MODEL QUESTION CONTEXT"),
+    "predict": (("MODEL", "TEXT"), "Predict: MODEL SENTENCE [SENTENCE], or MODEL QUESTION CONTEXT. Put "
+                "a space before a text that begins with -"),
     "submit": ("MODEL", "Write predictions for the test set as GLUE's server takes them"),
     "export": ("FOLDER", "Write model.pt2, a program that needs PyTorch alone")}
 
@@ -52,6 +54,11 @@ def run_cli(name, doc, kind, run, arguments, load=None):
 
 def run_command(name, value, load, given):
     """Run one of COMMANDS. value: its words; given: the other flags, {name: value}."""
+    allowed = {"threads", "device"}
+    if name in ("evaluate", "submit"):
+        allowed |= {"task", "data", "max_length"}
+    for flag in given.keys() - allowed:
+        raise UserError(f"--{flag} has no effect together with --{name}. Try without it")
     set_threads(given.get("threads", 0))
     device = pick_device(given.get("device", "auto"))
     if name == "evaluate":
@@ -68,8 +75,15 @@ def settings_of(model):
     """Return the settings of the run that made a model, from its result.json; {} without one."""
     path = fetch(model, "result.json", optional=True)
     settings = read_json(path).get("settings") if path else {}
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} is damaged: it has no settings. Try to delete it, and give --task")
+    if not isinstance(settings, dict):          # another program's result.json
+        return {}
+    texts = settings.get("texts", [])
+    if not isinstance(texts, list) or not all(isinstance(name, str) for name in texts):
+        raise UserError(f"{path} is damaged: texts must be names, got {texts}. Try to delete it")
+    for name, kind in ("task", str), ("data", str), ("max_length", int):
+        if not isinstance(settings.get(name, kind()), kind):
+            raise UserError(f"{path} is damaged: {name} must be {kind.__name__}, got "
+                            f"{settings[name]!r}. Try to delete it")
     return settings
 
 
@@ -91,6 +105,11 @@ def load_model_and_task(model, load, given, device):
     tokenizer = load_tokenizer(model, bert.config.vocab_size)
     data = load_task(task, tokenizer, max_length, folder)
     check_token_types(bert.config, data.columns, model)
+    trained = known.get("texts") or data.columns
+    if len(trained) != len(data.columns):
+        raise UserError(f"{model} must get data with {len(trained)} texts ({', '.join(trained)}), "
+                        f"as in training, got {len(data.columns)} ({', '.join(data.columns)}). Try "
+                        "other data")
     align_labels(bert, data.names, data.is_span, model)
     return bert, data
 
@@ -133,6 +152,9 @@ def predict(model, texts, load):
         wanted = f"{len(names)} texts ({', '.join(names)})" if names else "1 or 2 texts"
         raise UserError(f"--predict {model} must be followed by {wanted}, got {len(texts)}")
     check_token_types(config, texts, model)
+    if not all(map(is_unicode, texts)):
+        raise UserError("--predict must be followed by text in UTF-8, got other bytes. Try a "
+                        "terminal in UTF-8")
     # as many tokens as the model was trained and scored with
     trained = settings.get("max_length", 384 if config.is_span else config.max_position_embeddings)
     longest = min(trained, config.max_position_embeddings)
@@ -149,6 +171,11 @@ def predict(model, texts, load):
     probabilities = logits.softmax(-1).tolist()
     for p, label in sorted(zip(probabilities, config.id2label), reverse=True):
         print(f"{p:.4f}  {label}")
+
+
+def is_unicode(text):
+    """Whether a text has no lone surrogates, which stand for bytes that are not UTF-8."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 class LogitsOnly(nn.Module):
@@ -175,5 +202,7 @@ def export(folder, load):
     example = input_ids, input_ids.clone(), input_ids == 0
     program = torch.export.export(LogitsOnly(bert), example, dynamic_shapes=[{0: B, 1: T}] * 3)
     path = Path(folder) / "model.pt2"
-    write_atomically(path, lambda file: torch.export.save(program, file))
+    content = io.BytesIO()              # PyTorch's own writer aborts the process on a full disk
+    torch.export.save(program, content)
+    write_atomically(path, lambda file: file.write(content.getbuffer()))
     print(f"{path}: input_ids, token_type_ids, attention_mask (B, T) -> logits; T up to {longest}")

@@ -1,11 +1,12 @@
 """The terminal, and the printed log of both programs: its head and its lines."""
 import contextlib
 import os
+import re
 import signal
 import sys
 
-from data.errors import UserError
-from data.harness.journal import Interrupted
+from data.errors import UserError, short_message
+from data.harness.journal import Interrupted, stop_signals
 
 COFI_LEGEND = """\
 L_pred   mean since the line above         s        expected sparsity       score  on the dev set
@@ -31,7 +32,7 @@ def print_header(folder, data, notes, columns):
     """
     print(f"run        {folder}")
     for line in data.describe():
-        print(line)
+        print(one_line(line))
     for note in notes:
         print(f"note       {note}")
     print(f"\n{columns}")
@@ -61,8 +62,7 @@ def sparsebert_line(record):
 class SafeOutput:
     """A terminal or pipe that may go away, or not know a character: the run goes on without it.
 
-    `python cofi.py | head` closes the pipe after ten lines; a window may be closed; a log may be on
-    a full disk.
+    `python cofi.py | head` closes the pipe after ten lines; a log may be on a full disk.
     """
 
     def __init__(self, stream):
@@ -109,14 +109,21 @@ def exit_code(name, start):
     code = 2
     try:
         with contextlib.suppress(ValueError):       # signals reach the main thread only
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in stop_signals():
                 before[number] = signal.signal(number, signal.default_int_handler)
         return start() or 0
     except UserError as error:
         message = str(error)
+    except FileNotFoundError as error:
+        message = (f"{error.filename} must exist, got {error.strerror}. Try another path, or the "
+                   "same command again")
     except OSError as error:            # files and folders that may not be read or written
         message = (f"{error.filename or 'a file'} must be readable and writable, got "
                    f"{error.strerror or error}. Try another path")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("memory", str(error)):
+            raise
+        message = f"Out of memory ({short_message(error)}). Try a smaller --batch_size"
     except Interrupted as stop:
         code, message = 130, str(stop)
     except KeyboardInterrupt:           # outside of training
@@ -124,6 +131,7 @@ def exit_code(name, start):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.stdout.flush()
         sys.stdout, sys.stderr = stdout, stderr
     print(f"{name}: {one_line(message)}", file=SafeOutput(stderr))
     return code

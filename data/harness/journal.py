@@ -10,14 +10,20 @@ import torch
 from tqdm import tqdm
 
 from data.errors import UserError, short_message
-from data.files import read_tensors, read_text, write_tensors, write_text
+from data.files import read_json, read_tensors, read_text, write_tensors, write_text
 
 # where things were; what they are is in the settings "weights", "tokens" and "teacher_weights"
 LOCATIONS = {"model", "data", "teacher"}
 
 
+def stop_signals():
+    """Return the signals that ask a program to stop, without those it was started to ignore."""
+    numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM during training. Everything needed to resume has been saved."""
+    """Ctrl-C, SIGTERM or SIGHUP during training. Everything needed to resume has been saved."""
 
 
 def diff_settings(before, now):
@@ -55,11 +61,20 @@ class Journal:
         self.last_save = time.monotonic()
         self.lock()
         if overwrite:
-            for path in [*folder.glob("*.state"), *folder.rglob("result.json")]:
-                path.unlink()
+            for path in [*folder.glob("*.state"), folder / "result.json", *self.rows()]:
+                path.unlink(missing_ok=True)
         has_progress = [*folder.glob("*.state"), *folder.glob("*/result.json")]
         if not has_progress or not self.path.exists():
             write_text(self.path, "")
+
+    def rows(self):
+        """Return the result.json of every strategy of sparsebert.py that is kept in this folder."""
+        found = []
+        for path in self.folder.glob("*/result.json"):
+            with contextlib.suppress(UserError, OSError):
+                if "strategy" in read_json(path):
+                    found.append(path)
+        return found
 
     def lock(self):
         """Hold the folder until the process ends, however it ends. Raises UserError."""
@@ -89,10 +104,12 @@ class Journal:
 
     def records(self):
         try:
-            return [json.loads(line) for line in read_text(self.path).splitlines()]
+            records = [json.loads(line) for line in read_text(self.path).splitlines()]
+            return [record for record in records if isinstance(record, dict)]
         except ValueError as error:
-            raise UserError(f"{self.path} is damaged ({short_message(error)}). Use --overwrite to "
-                            "start over") from error
+            raise UserError(f"{self.path} has been changed by somebody else "
+                            f"({short_message(error)}). The same command restores it and goes on "
+                            "from the last checkpoint") from error
 
     def write_records(self, records):
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in records))
@@ -109,7 +126,11 @@ class Journal:
         path = self.folder / f"{stage}.state"
         if not path.is_file():
             # A process that was killed before its first checkpoint has left records at most.
-            self.write_records([r for r in self.records() if r.get("stage") != stage])
+            try:
+                records = self.records()
+            except UserError:
+                records = []
+            self.write_records([r for r in records if r.get("stage") != stage])
             return 0, {}
         saved = read_tensors(path, "Use --overwrite to start over")
         try:
@@ -170,8 +191,8 @@ class Journal:
     def steps(self, batches, stage, total, start_step):
         """Yield (step, batch) from step start_step + 1 on, with a progress bar.
 
-        Meanwhile the first Ctrl-C or SIGTERM waits for a checkpoint: see should_save. The second
-        one does not wait.
+        Meanwhile the first Ctrl-C, SIGTERM or SIGHUP waits for a checkpoint: see should_save. The
+        second one does not wait.
         """
         handlers = {}
 
@@ -184,7 +205,7 @@ class Journal:
                 signal.signal(number, handler)
 
         with contextlib.suppress(ValueError):       # signals reach the main thread only
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in stop_signals():
                 handlers[number] = signal.signal(number, request_stop)
         bar = tqdm(batches, stage, total, initial=start_step, leave=False, disable=None)
         try:

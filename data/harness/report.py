@@ -113,7 +113,8 @@ def write_curves(folder, records, distilled, result):
     results = []
     for path in folder.parent.glob("*/result.json"):
         # another run's file may be damaged; it is no reason to stop this run
-        with contextlib.suppress(UserError, KeyError, TypeError, ValueError, AttributeError):
+        with contextlib.suppress(UserError, OSError, KeyError, TypeError, ValueError,
+                                 AttributeError):
             other = read_json(path)
             same = (other["settings"]["weights"] == result["settings"]["weights"]
                     and other["settings"]["tokens"] == result["settings"]["tokens"]
@@ -128,7 +129,8 @@ def write_curves(folder, records, distilled, result):
 def print_report(folder, result):
     """Print what came of a run. folder: of the run; result: its result.json."""
     r = result
-    print("\n" + for_encoding(read_text(folder / "network.txt"), sys.stdout.encoding))
+    if (folder / "network.txt").is_file():
+        print("\n" + for_encoding(read_text(folder / "network.txt"), sys.stdout.encoding))
     for name, score in r["scores"].items():
         print(f"{name:12}teacher {r['teacher_scores'][name]:.4f}   "
               f"pruned {r['pruned_scores'][name]:.4f}   fine-tuned {score:.4f}")

@@ -92,7 +92,7 @@ def run_dir(cfg, prefix, names=None):
     for name, value in asdict(cfg).items():
         if name in NOT_IN_RUN_KEY | {"task"} or name not in names or value == defaults[name]:
             continue
-        text = Path(value).name if isinstance(value, str) else format(value, "g")
+        text = Path(value).name if isinstance(value, str) else str(value)
         words.append(f"{name}={text}")
     name = re.sub(r"[^\w.,=-]", "_", "-".join(words))
     if len(name) > 200:                                 # file systems allow 255 bytes
@@ -128,6 +128,9 @@ def load_finished(folder, key, overwrite=False):
             return None
         raise
     if not changed:
+        if "sha256" in result and not (folder / "pytorch_model.bin").exists():
+            raise UserError(f"{folder} holds a finished run without its model. Use --overwrite to "
+                            "make it again")
         # what a run leaves that was killed between its result and its last breath
         for rest in [*folder.glob("*.state"), folder / "lock"]:
             rest.unlink(missing_ok=True)
@@ -177,9 +180,10 @@ def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, load_pretr
     if finished:
         try:
             teacher = load_finetuned(folder).to(device).eval()
+            scores = {name: float(finished["scores"][name]) for name in data.metrics}
             print(f"teacher    {folder}, trained earlier")
-            return teacher, finished["scores"], finished["seconds"]
-        except (UserError, KeyError) as error:
+            return teacher, finished["scores"] | scores, float(finished["seconds"])
+        except (UserError, KeyError, TypeError, ValueError) as error:
             if not cfg.overwrite:
                 raise UserError(f"{folder} holds a damaged teacher ({error}). Use --overwrite to "
                                 "train it again") from error

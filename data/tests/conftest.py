@@ -29,6 +29,15 @@ def folder(tmp_path):
 
 
 @pytest.fixture
+def finetuned(tmp_path):
+    """A fine-tuned model on disk: a tiny BERT with a classifier."""
+    bert = make_bert(TINY)
+    write_checkpoint(tmp_path / "finetuned", asdict(bert.config), bert.state_dict(),
+                     make_tokenizer())
+    return tmp_path / "finetuned"
+
+
+@pytest.fixture
 def quick(monkeypatch):
     """Measure the speed-up on short sequences, a few times."""
     monkeypatch.setattr(report, "measure_speedup", functools.partial(

@@ -38,7 +38,7 @@ def read(tmp_path, **files):
     if not any(name.startswith("validation") for name in files):
         kind = next(name for name in files if name.startswith("train")).split("_")[1]
         files |= {f"validation_{kind}": files[f"train_{kind}"]}
-    _, texts, labels, names = custom.read_folder(write_files(tmp_path / "d", **files))
+    _, texts, labels, names, _ = custom.read_folder(write_files(tmp_path / "d", **files))
     return texts, names, labels["train"].tolist()
 
 
@@ -93,6 +93,9 @@ LABELS = {
     ("none", "null", "NA"): (["NA", "none", "null"], [1, 2, 0]),      # words are classes
     ("0.5", "1e-05", "2.0"): (None, [0.5, 1e-05, 2.0]),               # one fraction: a regression
     ("1", "2", "2.5"): (None, [1.0, 2.0, 2.5]),
+    ("1_1", "11", "2"): (["11", "1_1", "2"], [1, 0, 2]),              # Python's, not everybody's
+    ("9007199254740993", "9007199254740992"): (["9007199254740992", "9007199254740993"], [1, 0]),
+    ("caf\u00e9", "cafe\u0301", "bar"): (["bar", "caf\u00e9"], [1, 1, 0]),
     ("1.0", "3.0", "2.0"): (None, [1.0, 3.0, 2.0]),                   # all with a point
 }
 
@@ -125,6 +128,7 @@ COLUMNS = {
     " text , label ": ("a b,up", ("text",)),
     "text,label,part": ("a b,up,seen", ("text",)),
     "acid,label": ("a b,up", ("acid",)),
+    "text,label,label_text": ("a b,up,very good", ("text",)),         # SetFit's layout
 }
 
 
@@ -185,7 +189,8 @@ def test_a_file_replaced_within_its_time_stamp(tmp_path):
 
 
 def test_test_sets_with_and_without_labels(tmp_path):
-    for content, is_known in ((PLAIN, True), ("text\na b\n", False), (TSV + "a b\t\n", False)):
+    for content, is_known in ((PLAIN, True), ("text\na b\n", False), (TSV + "a b\t\n", False),
+                              (TSV + "a b\t-1\na\t-1.0\n", False)):
         folder = write_files(tmp_path / "d", train_tsv=PLAIN, validation_tsv=PLAIN,
                              test_tsv=content)
         test = load_task("custom", make_tokenizer(), 16, folder).test
@@ -208,7 +213,7 @@ def test_a_run_says_what_it_understood(folder, tmp_path, quick, capsys):
     assert cofi.main([*flags, "--max_steps", "2"]) == 0
     printed = capsys.readouterr().out.splitlines()[:5]
     counts = np.bincount(make_raw()["train"]["label"])
-    assert printed[1:4] == ["texts      text, other",
+    assert printed[1:4] == ["texts      text, other; not read: id",
                             f"labels     2 classes: down {counts[1]}, up {counts[0]}",
                             "rows       train 70, validation 35"]
 
@@ -277,9 +282,25 @@ REFUSED = {
                          "train.csv must be UTF-8"),
     "UTF-16": ({"train_tsv": PLAIN.encode("utf-16")}, "train.tsv must be UTF-8"),
     "a quote that is not closed": ({"train_csv": 'text,label\n"a b,up\nc d,down\n'},
-                                   "train.csv cannot be read"),
+                                   "train.csv, line 3 cannot be read"),
     "only numbers": ({"train_tsv": TSV + "1\tup\n2\tdown\n"},
                      "one or two text columns beside label, got 0"),
+    "columns that differ by a space": (
+        {"train_jsonl": '{"text": "a b", "label": "up", "label ": "x"}\n'},
+        "columns of different names, got 'label' twice"),
+    "labels of pandas": ({"train_tsv": PLAIN + "x\tNaT\ny\t<NA>\n"},
+                         "train: 2 rows without a label"),
+    "one value": ({"train_tsv": TSV + "a\t1.5\nb\t1.5\n"},
+                  "a regression must have different values, but every label is 1.5"),
+    "a value beyond fp32": ({"train_tsv": TSV + "a\t1.5\nb\t1e39\n"},
+                            "every label must be a number such as 2.5"),
+    "many classes": ({"train_tsv": TSV + "".join(f"a\tc{i}\n" for i in range(500)),
+                      "validation_tsv": TSV + "a\tother\n"}, ", ..., got 'other' in 1 row. Every"),
+    "an Excel file": ({"train_csv": b"PK\x03\x04\xff\xfe"}, "got an Excel file or a .zip"),
+    "quoted names in a .tsv": ({"train_tsv": '"text"\t"label"\na b\tup\n'},
+                               "In a .tsv quotes are characters like others"),
+    "other names": ({"train_tsv": PLAIN, "validation_tsv": None, "val_tsv": PLAIN},
+                    "There is: train.tsv, val.tsv. Try to rename it"),
     "no validation": ({"train_tsv": PLAIN, "validation_tsv": None}, "no validation.tsv"),
     "two formats": ({"train_tsv": PLAIN, "train_csv": "x"}, "got train.tsv and train.csv in"),
     "no label": ({"train_tsv": "a\tb\nx\ty\n"}, "there is no column 'label'"),
@@ -327,6 +348,21 @@ def test_cache_that_cannot_be_written(folder, tmp_path, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert code == 2 and error.count("\n") == 1
     assert "No space left" in error and "HF_HOME" in error and "The cache /" in error
+
+
+def test_rows_without_text_and_unknown_words_are_noted(tmp_path):
+    text = TSV + "a b\tup\n\tdown\n\u6c34 \u706b\tup\n"
+    folder = write_files(tmp_path / "d", train_tsv=text, validation_tsv=text)
+    *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()
+    assert note.startswith("note       training rows without any text: 1; tokens that")
+    folder = write_files(tmp_path / "e", train_tsv=PLAIN, validation_tsv=PLAIN)
+    assert len(load_task("custom", make_tokenizer(), 16, folder).describe()) == 3
+
+
+def test_data_that_is_a_file(tmp_path, capsys):
+    folder = write_files(tmp_path / "d", train_tsv=PLAIN, validation_tsv=PLAIN)
+    assert cofi.main(["--data", str(folder / "train.tsv")]) == 2
+    assert "a file. Try its folder" in capsys.readouterr().err
 
 
 def test_errors_of_the_cache_keep_their_message():

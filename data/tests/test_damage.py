@@ -155,7 +155,7 @@ def test_safetensors_before_pytorch_model(folder, tmp_path):
     weights = torch.load(folder / "pytorch_model.bin")
     entries, content = {}, b""
     kinds = {"bert.embeddings.word_embeddings.weight": ("F64", torch.float64),
-             "bert.embeddings.LayerNorm.bias": ("I32", torch.int32)}
+             "bert.embeddings.LayerNorm.bias": ("F16", torch.float16)}
     for name, w in weights.items():
         kind, dtype = kinds.get(name, ("F32", torch.float32))
         raw = (w + 1).to(dtype).numpy().tobytes()
@@ -228,6 +228,42 @@ def test_links_are_not_followed(flags, tmp_path, capsys):
     (run / "lock").symlink_to(mine)
     check_refused(capsys, flags, "cannot be written")
     assert mine.read_text() == "mine" and len(read_result(find(tmp_path, "out/teacher-*"))) > 1
+
+
+def test_overwriting_keeps_what_is_not_ours(flags, tmp_path):
+    """A copy of a run within a run's folder keeps its result."""
+    assert cofi.main(flags) == 0
+    run = find(tmp_path, "out/mrpc-*")
+    shutil.copytree(run, run / "backup-1")
+    assert cofi.main([*flags, "--overwrite"]) == 0
+    assert (run / "backup-1" / "result.json").exists()
+
+
+def test_result_of_another_run_that_may_not_be_read(flags, tmp_path):
+    (tmp_path / "out" / "other" / "result.json").mkdir(parents=True)
+    assert cofi.main(flags) == 0
+
+
+def test_seeds_that_differ_in_the_seventh_digit(flags, tmp_path):
+    for seed in "20240101", "20240102":
+        assert cofi.main([*flags, "--seed", seed]) == 0
+    assert len(list(tmp_path.glob("out/mrpc-*"))) == 2
+
+
+def test_log_that_somebody_else_has_changed(flags, tmp_path, monkeypatch, capsys):
+    """While a run goes on: one line, and the same command continues."""
+    original = Journal.log
+
+    def log(journal, record):
+        original(journal, record)
+        if record["stage"] == "prune":
+            with journal.path.open("a") as file:
+                file.write("note\n")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "log", log)
+        check_refused(capsys, flags, "The same command restores it")
+    assert cofi.main(flags) == 0
 
 
 def test_sparsities_that_differ_in_the_seventh_digit(flags, tmp_path, monkeypatch):

@@ -91,6 +91,7 @@ MANY_WORDS = [{"id": 500 + i, "content": f"w{i}", "single_word": False, "lstrip"
 
 WITH_REGEX = json.loads(make_tokenizer().to_str()) | {"pre_tokenizer": {
     "type": "Split", "pattern": {"Regex": "(" * 5000}, "behavior": "Isolated", "invert": False}}
+WITHOUT_SEP = json.loads(make_tokenizer().to_str()) | {"post_processor": None}
 WITHOUT_CLS = {"model": {"type": "WordLevel", "vocab": {"<s>": 0, "</s>": 1, "[UNK]": 2},
                          "unk_token": "[UNK]"}, "added_tokens": []}
 
@@ -131,6 +132,28 @@ BAD_ARGUMENTS = {
                         "must be a dense tensor of real numbers, got torch.sparse_coo"),
     "complex weights": ([], with_weights(lambda w: {n: x.cfloat() for n, x in w.items()}),
                         "must be a dense tensor of real numbers, got torch.strided, torch.complex"),
+    "a checkpoint of Lightning": ([], with_file({"epoch": 3, "state_dict": {"a": torch.ones(1)}}),
+                                  "Try to save its 'state_dict' alone"),
+    "tensors on meta": ([], with_weights(lambda w: {n: x.to("meta") for n, x in w.items()}),
+                        "must be a dense tensor of real numbers"),
+    "whole numbers for weights": ([], with_weights(lambda w: {n: x.int() for n, x in w.items()}),
+                                  "must be one tensor of floating-point numbers, got torch.int32"),
+    "two copies": ([], with_weights(lambda w: w | {f"module.{n}": x for n, x in w.items()}),
+                   "must be one tensor of floating-point numbers, got two tensors"),
+    "weights of zero": ([], with_weights(lambda w: {n: x * 0 for n, x in w.items()}),
+                        "embeddings.word.weight must not be all zeros"),
+    "weights in several files": (
+        [], lambda folder: (folder / "pytorch_model.bin").rename(
+            folder / "pytorch_model.bin.index.json"), "its weights are in several files"),
+    "a decoder": ([], edit_json("config.json", is_decoder=True), "is_decoder must be False"),
+    "two positions": ([], edit_json("config.json", max_position_embeddings=2),
+                      "max_position_embeddings must be a whole number from 8"),
+    "a tokenizer without [SEP] at the end": (
+        [], replace_file("tokenizer.json", json.dumps(WITHOUT_SEP)),
+        "must make [CLS] first text [SEP] second text [SEP], got a"),
+    "do_lower_case as text": ([], with_vocab(tokenizer_config={"do_lower_case": "False"}),
+                              "do_lower_case must be true or false, got 'False'"),
+    "an id as text": ([], with_vocab(added_tokens={"new": "8"}), "every id must be a whole number"),
     "config is a list": ([], replace_file("config.json", "[]"), "must hold a JSON object, got []"),
     "a size as text": ([], edit_json("config.json", hidden_size="16"),
                        "hidden_size must be a whole number from 1 to 20000, got '16'"),
@@ -210,6 +233,10 @@ BAD_ARGUMENTS = {
                                  "--export must be the folder of a model, got some/bert"),
     "two commands": (["--evaluate", "a", "--export", "b"], None, "not allowed with"),
     "a name that is empty": (["--evaluate", ""], None, "there is no config.json"),
+    "a setting that is empty": (["--data", ""], None, "--data must not be empty"),
+    "a flag without effect": (["--predict", "m", "a", "--sparsity", "0.5"], None,
+                              "--sparsity has no effect together with --predict"),
+    "a mask twice": (["--masks", "head,head"], None, "--masks must be some of"),
     "submit nothing": (["--submit", "nothing"], None, "nothing: neither a folder"),
     "a path for a name": (["--model", "../../etc/passwd"], None, "neither a folder"),
     "teacher nothing": (["--teacher", "no/such/teacher"], None, "neither a folder"),
@@ -224,9 +251,19 @@ def test_bad_arguments(offline, folder, tmp_path, capsys, monkeypatch, case):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     if damage:
         damage(folder)
-    code = cofi.main([*command(folder, tmp_path), *arguments])
+    is_command = arguments and arguments[0][2:] in COMMANDS
+    code = cofi.main(arguments if is_command else [*command(folder, tmp_path), *arguments])
     check_refused(capsys, code, "cofi", fragment)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change, fragment", [
+    ({"problem_type": "multi_label_classification"}, "problem_type must be single_label"),
+    ({"architectures": ["BertForTokenClassification"]}, "got BertForTokenClassification"),
+    ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "id2label must name 2 classes")])
+def test_other_heads_are_refused(finetuned, capsys, change, fragment):
+    edit_json("config.json", **change)(finetuned)
+    check_refused(capsys, cofi.main(["--predict", str(finetuned), "a", "b"]), "cofi", fragment)
 
 
 @pytest.mark.parametrize("main, arguments, fragment", [

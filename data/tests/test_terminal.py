@@ -115,6 +115,7 @@ BAD_PATHS = {
     "a long run": (["--evaluate", "e" * 300], "neither a folder here nor a hub name"),
     "a line break": (["--task", "rte\nmrpc"], "got rte\\nmrpc"),
     "an escape": (["--model", "a\x1b[31mb"], "a\\x1b[31mb"),
+    "latin-1": (["--predict", "TINY", "caf\udce9", "b"], "must be followed by text in UTF-8"),
     "a zero byte": (["--model", "a\0b"], "a\\x00b"),
     "400 digits": (["--batch_size", "9" * 400], "--batch_size must be between 1 and 65536, got 99"),
     "5,000 digits": (["--seed", "9" * 5000], "--seed"),
@@ -122,12 +123,54 @@ BAD_PATHS = {
 
 
 @pytest.mark.parametrize("case", BAD_PATHS)
-def test_bad_paths_and_values(folder, tmp_path, capsys, case):
+def test_bad_paths_and_values(folder, finetuned, tmp_path, capsys, case):
     arguments, fragment = BAD_PATHS[case]
-    code = cofi.main(["--model", str(folder), "--out", str(tmp_path / "out"), *arguments])
+    if arguments[:2] == ["--predict", "TINY"]:
+        arguments = ["--predict", str(finetuned), *arguments[2:]]
+    if arguments[0] not in ("--predict", "--evaluate"):
+        arguments = ["--model", str(folder), "--out", str(tmp_path / "out"), *arguments]
+    code = cofi.main(arguments)
     error = capsys.readouterr().err
     assert code == 2 and fragment in error and error.count("\n") == 1, error
     assert "\x1b" not in error and len(error) < 1500
+
+
+def test_out_of_memory(monkeypatch, capsys):
+    """What PyTorch says of it, on a CPU and on a GPU, ends in one line."""
+    for error in MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"):
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(commands, "parse_settings", fail)
+        assert cofi.main([]) == 2
+        printed = capsys.readouterr().err
+        assert "Try a smaller --batch_size" in printed and printed.count("\n") == 1
+    monkeypatch.setattr(commands, "parse_settings", lambda *_: [].pop)
+    with pytest.raises(AttributeError):         # a bug stays one
+        cofi.main([])
+
+
+@pytest.mark.parametrize("number, is_ignored", [(signal.SIGHUP, False), (signal.SIGHUP, True)])
+def test_closed_window_and_nohup(monkeypatch, capsys, number, is_ignored):
+    """SIGHUP stops a run as SIGTERM does, unless it was started with nohup."""
+    before = signal.signal(number, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+    try:
+        monkeypatch.setattr(commands, "parse_settings", lambda *_: os.kill(os.getpid(), number))
+        monkeypatch.setattr(cofi, "run", lambda _: None)
+        assert cofi.main([]) == (0 if is_ignored else 130)
+    finally:
+        signal.signal(number, before)
+
+
+def test_score_on_a_full_disk(finetuned):
+    """Nothing is printed twice, and no traceback at the end of the interpreter."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    words = [sys.executable, "cofi.py", "--predict", str(finetuned), "a", "b"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["sh", "-c", 'exec "$@" > /dev/full', "sh", *words], cwd=ROOT,
+                          stderr=subprocess.PIPE, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("error, fragment", [
@@ -149,14 +192,14 @@ def test_files_that_may_not_be_read(monkeypatch, capsys, error, fragment):
 
 TOOLS = {
     "--assignment": "test_cofi: argument --assignment: expected one argument",
-    "--assignment /proc/x": "test_cofi: /proc/x must be readable and writable",
+    "--assignment /proc/x": "test_cofi: /proc/x must exist, got No such file",
     "--answer 1a": "test_cofi: argument --answer: expected 2 arguments",
     "--answer zz 5": "test_cofi: --answer must be followed by one of 1a,",
     "--benchmark --turns 0": "test_cofi: --turns must be between 1 and 10000, got 0",
     "--benchmark --device nope": "test_cofi: argument --device: invalid choice: 'nope'",
     "--benchmark --model nowhere": "test_cofi: nowhere: neither a folder here nor a hub name",
     "prepare --steps -1": "prepare: --steps must be between 0 and",
-    "prepare --only_splits --out /proc/x": "prepare: /proc/x must be readable and writable",
+    "prepare --only_splits --out /proc/x": "prepare: /proc/x must exist, got No such file",
     "prepare --nope": "prepare: unrecognized arguments: --nope"}
 
 
