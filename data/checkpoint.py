@@ -209,8 +209,8 @@ def read_finetuned(model):
     check_head(path, read_json(path))
     for name in ("classifier.weight", "embeddings.word.weight"):
         if name not in weights or weights[name].dim() != 2:
-            raise UserError(f"{model}: there is no {name.split('.')[-2]} in it, or not as a matrix. "
-                            "Try a fine-tuned model")
+            raise UserError(f"{model}: there is no {name.split('.')[-2]} in it, or not as a matrix"
+                            ". Try a fine-tuned model")
     outputs = len(weights["classifier.weight"])
     config["is_span"] = "qa_outputs.weight" in tensors
     if config["is_span"] or outputs == 1:

@@ -37,8 +37,8 @@ def check_disk(error, is_local=False):
             isinstance(error, OSError) and "read" in str(error) and error.errno is None)
         if is_damaged and is_local:
             raise UserError(f"The cache {datasets.config.HF_CACHE_HOME} is damaged "
-                            f"({short_message(error)}). Try to delete it, or set HF_HOME to another "
-                            "folder") from error
+                            f"({short_message(error)}). Try to delete it, or set HF_HOME to "
+                            "another folder") from error
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise UserError(f"The cache {datasets.config.HF_CACHE_HOME} must be writable, got "
                             f"{short_message(error)}. Try to free some space, or set HF_HOME to "

@@ -38,7 +38,8 @@ def load_tokenizer(model, vocab_size=None):
     ends = [tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")]
     if [probe.ids[0], probe.ids[-1]] != ends or probe.ids.count(ends[1]) != 2:
         raise UserError(f"{path} must make [CLS] first text [SEP] second text [SEP], got "
-                        f"{' '.join(probe.tokens)[:80]}. Try a tokenizer with BERT's post-processor")
+                        f"{' '.join(probe.tokens)[:80]}. Try a tokenizer with BERT's "
+                        "post-processor")
     words = max(tokenizer.get_vocab().values()) + 1
     if vocab_size and words > vocab_size:
         raise UserError(f"{path} must have at most {vocab_size} words, one for each embedding, got "

@@ -1,16 +1,23 @@
 """The assignment: a copy of the project in which 25 functions are still to be written.
 
-    python test_cofi.py --assignment FOLDER
+    python test_cofi.py --assignment FOLDER [--parts 1,3] [--seed STUDENT]
 
-data/course/README.md describes the parts. Each can be written and tested without the others.
+README.md beside this file describes the parts. Each can be written and tested without the others.
 """
+import re
 import shutil
 import textwrap
+from pathlib import Path
 from typing import NamedTuple
 
 from data.course.guide import ROOT
+from data.course.points import POINTS
+from data.course.questions import write_sheet
+from data.course.sheet import sheet
 from data.course.source import definitions
 from data.errors import UserError
+
+COURSE = ROOT / "data/course"
 
 
 class Part(NamedTuple):
@@ -85,29 +92,68 @@ def blank(source, hints, what):
     return "\n".join(lines) + "\n"
 
 
-def write_assignment(folder, numbers=tuple(PARTS)):
+def hide_derivation(source):
+    """Leave out of a banner what part 1 asks to derive."""
+    lines = [line for line in source.splitlines() if not line.startswith("#     P(z > 0) =")]
+    return "\n".join(lines) + "\n"
+
+
+def student_text(numbers, seed):
+    """Return ASSIGNMENT.md for some parts, with the numbers of a student."""
+    template = (COURSE / "ASSIGNMENT.md").read_text("utf-8")
+    parts = (COURSE / "parts.md").read_text("utf-8")
+    chosen = [text for text in re.split(r"^(?=## Part \d)", parts, flags=re.MULTILINE)
+              if text[8:9].isdigit() and int(text[8]) in numbers]
+    rows = ["| part | file | functions | points |", "|---|---|---|---|"]
+    for number in numbers:
+        names = ", ".join(f"`{name}` {points}" for name, points in POINTS[number].items())
+        total = sum(POINTS[number].values())
+        rows.append(f"| {number} | `{PARTS[number].file}` | {names} | {total} |")
+    text = template.replace("<<summary>>", "\n".join(rows)).replace("<<parts>>", "".join(chosen))
+    for question, (words, _) in sheet(seed).items():
+        text = text.replace(f"<<{question}>>", words)
+    return text.rstrip() + "\n"
+
+
+def write_assignment(folder, numbers=tuple(PARTS), seed=""):
     """Write a copy of the project in which the functions of some parts are still to be written.
 
-    folder: a Path, new or empty. Raises UserError if there is something in it.
+    folder: a Path: new, empty, or with nothing but .git; seed: of the student's questions. Raises
+    UserError otherwise.
     """
     if ROOT / "data" in (folder.resolve(), *folder.resolve().parents):
         raise UserError(f"--assignment must be outside of the project's data, got {folder}. Try "
                         "another folder")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(x.name != ".git" for x in folder.iterdir())):
         raise UserError(f"--assignment must be a new or an empty folder, got {folder}")
-    shutil.copytree(ROOT / "data", folder / "data", ignore=shutil.ignore_patterns("__pycache__"))
+    if not set(numbers) <= PARTS.keys() or not numbers:
+        raise UserError(f"--parts must be some of {', '.join(map(str, PARTS))}, got "
+                        f"{', '.join(map(str, numbers))}")
+    shutil.copytree(ROOT / "data", folder / "data", ignore=left_out)
     for name in ("test_cofi.py", "requirements.txt", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    readme = ROOT / "data/course/README.md"
-    shutil.copy(readme if readme.exists() else ROOT / "README.md", folder / "README.md")
+    (folder / ".gitignore").write_text("__pycache__/\n.venv/\nout/\n*.part\n", "utf-8")
+    (folder / "ASSIGNMENT.md").write_text(student_text(numbers, seed), "utf-8")
     for file in ("cofi.py", "sparsebert.py"):
         source = (ROOT / file).read_text("utf-8")
         for number in numbers:
             if PARTS[number].file == file:
                 source = blank(source, PARTS[number].write, f"part {number}")
+        if file == "cofi.py" and 1 in numbers:
+            source = hide_derivation(source)
         (folder / file).write_text(source, "utf-8")
-    # the questions without their answers
-    questions = folder / "data/course/questions.py"
-    hint = {"answers": "check an answer with python test_cofi.py --answer 1a 0.5"}
-    questions.write_text(blank(questions.read_text("utf-8"), hint, "not in this copy"),
-                         "utf-8")
+    answers = {question: answer for question, (_, answer) in sheet(seed).items()}
+    write_sheet(folder / "data/course/sheet.json", seed, answers)
+
+
+def left_out(folder, names):
+    """Return what the copy does not need: the maintenance tests, the grading, measurements."""
+    folder = Path(folder)
+    if folder == ROOT / "data/tests":
+        return [name for name in names if name not in ("__init__.py", "common.py")]
+    if folder == ROOT / "data/results":
+        return [name for name in names if name not in ("__init__.py", "benchmark.py")]
+    if folder == COURSE:
+        kept = ("__init__.py", "commands.py", "guide.py", "questions.py", "source.py")
+        return [name for name in names if name not in kept]
+    return [name for name in names if name == "__pycache__" or name.startswith("README")]

@@ -23,22 +23,18 @@ from xml.etree import ElementTree
 from data.course import quality as measure_quality
 from data.course.assignment import PARTS
 from data.course.guide import ROOT
+from data.course.points import POINT_OF_A_QUESTION, POINTS
+from data.course.questions import DIGITS, is_right
 from data.course.remote import RemoteError, Server, Submission, replaced
 from data.course.runner import run_test, tests_of
+from data.course.sheet import sheet
 from data.course.source import definitions
 from data.errors import UserError
 from data.files import write_text
 
-# points of each function, and seconds that the tests of a part may take: for a lecturer to edit
-POINTS = {
-    1: {"sample_z": 5, "keep_prob": 5, "final_z": 2},
-    2: {"MaskedLayerNorm.forward": 6, "MHA.split_heads": 2, "MHA.scores": 3, "MHA.forward": 6,
-        "FFN.forward": 4, "Layer.forward": 4},
-    3: {"Masks.sparsity": 3, "expected_size": 5, "count_encoder_weights": 2, "lagrangian": 3},
-    4: {"pred_loss": 5, "match_layers": 8, "layer_loss": 8},
-    5: {"deterministic_masks": 6, "fold": 5, "fold_norm": 2, "fold_mha": 5, "fold_ffn": 3},
-    6: {"magnitude_mask": 6, "cubic_sparsity": 2, "hidden_loss": 3, "attention_loss": 3}}
+# seconds that the tests of a part may take
 SECONDS = {1: 60, 2: 60, 3: 60, 4: 60, 5: 60, 6: 60}
+FILES = ("cofi.py", "sparsebert.py", "answers.txt", "sheet.json")
 QUALITY_PART = 7                # of --quality; its points are in quality.py
 MAX_BYTES = 10 * 2**20          # of a file of a submission
 
@@ -57,6 +53,7 @@ class Grade:
 class Report:
     """What one student got."""
     student: str
+    seed: str = ""
     grades: list = field(default_factory=list)
     notes: list = field(default_factory=list)
     seconds: float = 0.0
@@ -69,7 +66,7 @@ class Report:
 
 
 def read_submission(path):
-    """Return {"cofi.py": text, "sparsebert.py": text} of what is there, and notes on what is not.
+    """Return {name: text} of those of FILES that are there, and notes on what is not.
 
     path: a .py file, a .zip, or a folder; the files may be in a folder within.
     """
@@ -80,7 +77,8 @@ def read_submission(path):
                 for info in sorted(archive.infolist(), key=lambda info: info.filename.count("/")):
                     keep(found, Path(info.filename), lambda: read_member(archive, info))
         elif path.is_dir():
-            for file in sorted(path.rglob("*.py"), key=lambda file: len(file.parts)):
+            files = [file for file in path.rglob("*") if file.name in FILES]
+            for file in sorted(files, key=lambda file: len(file.parts)):
                 keep(found, file.relative_to(path), file.read_bytes)
         else:
             keep(found, Path("sparsebert.py" if "sparsebert" in path.name else "cofi.py"),
@@ -100,9 +98,9 @@ def read_submission(path):
 
 
 def keep(found, path, read):
-    """Keep the first cofi.py and sparsebert.py, the least nested ones."""
+    """Keep the first of each of FILES, the least nested one."""
     hidden = any(part.startswith((".", "__")) for part in path.parts)
-    if path.name in ("cofi.py", "sparsebert.py") and path.name not in found and not hidden:
+    if path.name in FILES and path.name not in found and not hidden:
         content = read()
         if len(content) <= MAX_BYTES:
             found[path.name] = content
@@ -131,6 +129,19 @@ def find_functions(texts):
             elif not is_blank(nodes[name], f"part {number}: {name}"):
                 written[number, name] = ast.get_source_segment(text, nodes[name], padded=True)
     return written, notes
+
+
+def read_answers(texts):
+    """Return (seed, {question: text}) of answers.txt and of the sheet.json of the student's copy."""
+    try:
+        seed = str(json.loads(texts.get("sheet.json", "{}")).get("seed", ""))
+    except (ValueError, AttributeError):
+        seed = ""
+    answers = {}
+    for line in texts.get("answers.txt", "").splitlines():
+        question, _, text = line.strip().partition(" ")
+        answers[question.strip("*.:)").lower()] = text.strip(" =:")
+    return seed, answers
 
 
 def is_blank(node, message):
@@ -223,7 +234,9 @@ class Grader:
         start = time.perf_counter()
         texts, notes = read_submission(path)
         written, more = find_functions(texts)
-        report = Report(path.stem if path.suffix == ".zip" else path.name, notes=notes + more)
+        seed, answers = read_answers(texts)
+        name = path.stem if path.suffix == ".zip" else path.name
+        report = Report(name, seed, notes=notes + more)
         for number, points in POINTS.items():
             functions = {name: written[number, name] for name in points
                          if (number, name) in written}
@@ -241,6 +254,7 @@ class Grader:
                     grade.earned = 0 if failure else value
                     grade.message = failure or ""
                 report.grades.append(grade)
+        report.grades += grade_answers(seed, answers)
         if quality:
             report.grades.append(self.grade_quality(written))
         report.seconds = time.perf_counter() - start
@@ -260,6 +274,24 @@ class Grader:
             except SyntaxError as error:
                 result.message = f"cofi.py does not parse: {error}"
         return result
+
+
+def grade_answers(seed, answers):
+    """Return a Grade for each question. answers: {question: text}."""
+    grades = []
+    for question, (_, right) in sheet(seed).items():
+        def matches(number, right=right):
+            return f"{number:.{DIGITS}g}" == f"{right:.{DIGITS}g}"
+
+        grade = Grade(int(question[0]), f"question {question}", POINT_OF_A_QUESTION)
+        if question not in answers:
+            grade.message = "not answered"
+        elif is_right(answers[question], matches):
+            grade.earned = POINT_OF_A_QUESTION
+        else:
+            grade.message = f"not right: {answers[question][:40]}"
+        grades.append(grade)
+    return grades
 
 
 # ---- What is written -----------------------------------------------------------------------------
@@ -307,7 +339,7 @@ def print_report(report):
         grades = [grade for grade in report.grades if grade.part == number]
         print(f"  part {number}    {report.score(number):g} of {sum(g.points for g in grades)}")
         for grade in grades:
-            if grade.message:
+            if grade.message not in ("", "not answered"):
                 message = " ".join(printable(grade.message).split())
                 print(f"    {grade.name:26}{message[:160]}")
     total = sum(grade.points for grade in report.grades)
@@ -320,9 +352,10 @@ def write_grades(path, reports):
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         parts = sorted({grade.part for report in reports for grade in report.grades})
-        writer.writerow(["student", "score", *(f"part{number}" for number in parts), "notes"])
+        writer.writerow(["student", "seed", "score", *(f"part{number}" for number in parts),
+                         "notes"])
         for report in reports:
-            writer.writerow([report.student, f"{report.score():g}",
+            writer.writerow([report.student, report.seed, f"{report.score():g}",
                              *(f"{report.score(number):g}" for number in parts),
                              "; ".join(report.notes)])
 

@@ -6,7 +6,7 @@ cofi.py runs with all functions of the submission, for about three minutes, in a
 and with a time limit. The model that it leaves is scored here, by the project's own code, on the
 toy's test set.
 
-    python quality.py ROOT ARGUMENTS        runs cofi.py of the current folder, without reach to ROOT
+    python quality.py ROOT ARGUMENTS        runs cofi.py of this folder, without reach to ROOT
 """
 import importlib
 import os

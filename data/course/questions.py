@@ -1,57 +1,90 @@
-"""The questions of the course: their answers, and how an answer is checked.
+"""Checking an answer to a question of the course.
 
     python test_cofi.py --answer 3b 12.5
 
-The copy for an assignment holds the digests alone: its answers() is still to be written.
+Five digits count. The copy for an assignment holds a sheet.json with a slow, salted hash of each
+answer: an answer can be checked, but not read, and too many would have to be tried to guess it.
 """
 import hashlib
-import math
+import json
+import re
+from pathlib import Path
 
-import torch
-
-import cofi
-import sparsebert
 from data.errors import UserError
+from data.files import read_json
 
-DIGESTS = {                   # of the answers, so that they can be checked but not read
-    "1a": "25072c96", "1b": "2bca10a3", "1c": "4167cb8e", "2a": "45deb5bf",
-    "2b": "4694556c", "3a": "2db99fbd", "3b": "452575d2", "3c": "4bb91a01",
-    "4a": "aefffd81", "4b": "5d43c9c2", "5a": "f62655df", "5b": "fabac012",
-    "5c": "9fb4ab29", "6a": "36719e27", "6b": "551e08fa", "6c": "fbb52822"}
-
-
-def answers():
-    """Return {question: number}."""
-    p_0, p_min = cofi.keep_prob(torch.tensor([0.0, math.log(0.01)])).tolist()
-    d, head, unit = 768, 4 * 64 * 768, 2 * 768          # weights of a head, of an FFN unit
-    teacher = torch.tensor([1.0, 0.0]).softmax(0).tolist()          # logits 2, 0 at temperature 2
-    kl = sum(q * math.log(2 * q) for q in teacher)
-    budget = 0.05 * 84_934_656
-    return {
-        "1a": 2 * p_0 - 1, "1b": 2 / 3 * math.log(0.1 / 1.1), "1c": 3072 * p_min,
-        "2a": 32 * 12 * 128 * 128, "2b": (12 * head + 3072 * unit) / (2 * d),
-        "3a": head, "3b": head / unit, "3c": 2 / 3 * (1 - p_0),     # the FFN: 2/3 of a layer
-        "4a": 4 * kl, "4b": math.comb(12, 4),
-        "5a": (budget - 10 * 4 * 64 * 760) // (2 * 760),
-        "5b": (1 / 12.1 - 1 / 20) / (1 - 1 / 20), "5c": (1 / 5.2 - 1 / 20) / (1 - 1 / 20),
-        "6a": sparsebert.num_kept(768 * 3072, 0.95), "6b": 32 / (1 + 0.05 * 32),
-        "6c": sparsebert.cubic_sparsity(0.5, 1.0)}
+SHEET = Path(__file__).parent / "sheet.json"
+DIGITS = 5
+NUMBERS = tuple(f"{part}{letter}" for part in range(1, 7)
+                for letter in ("ab" if part in (2, 4) else "abc"))
 
 
-def digest(question, number):
-    """Return the digest of an answer, of which three digits count."""
-    return hashlib.sha256(f"{question} {number:.3g}".encode()).hexdigest()[:8]
+def digest(seed, question, number):
+    """Return the hash of an answer, of which five digits count. It takes a tenth of a second."""
+    text = f"{number:.{DIGITS}g}".encode()
+    salt = f"{seed} {question}".encode()
+    return hashlib.scrypt(text, salt=salt, n=2**14, r=8, p=2, maxmem=2**26, dklen=16).hex()
 
 
-def check_answer(question, number):
-    """Print whether a number, given as text, is the answer. Returns the exit code: 0 or 1."""
-    if question not in DIGESTS:
-        raise UserError(f"--answer must be followed by one of {', '.join(DIGESTS)}, got {question}")
-    try:
-        value = float(number.replace(",", ""))
-    except ValueError as error:
+def readings(text):
+    """Return the numbers that a text may stand for.
+
+    Example:
+    >>> readings("0,25"), readings("25 %"), readings("84,934,656"), readings("3,072"), readings("x")
+    ([0.25], [0.25], [84934656.0], [3.072, 3072.0], [])
+    """
+    match = re.fullmatch(r"\s*([+-]?[\d.,_' ]*\d[\d.,_' ]*(?:[eE][+-]?\d+)?)\s*(%?)\s*", text)
+    if not match:
+        return []
+    number = re.sub(r"[_' ]", "", match[1])
+    candidates = [number.replace(",", ".")] if number.count(",") == 1 else []
+    candidates.append(number.replace(",", ""))
+    found = []
+    for candidate in candidates:
+        try:
+            value = float(candidate) / (100 if match[2] else 1)
+        except ValueError:
+            continue
+        is_thousands = re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", number) is not None
+        if candidate == number.replace(",", "") and "," in number and not is_thousands:
+            continue
+        found.append(value)
+    return found
+
+
+def is_right(text, matches):
+    """Whether one of the readings of a text is right, the last of its five digits give or take one.
+
+    matches(number): whether a number is the answer.
+    """
+    for value in readings(text):
+        exponent = int(f"{value:.{DIGITS - 1}e}".split("e")[1])
+        unit = 10.0 ** (exponent - DIGITS + 1)
+        if any(matches(value + step * unit) for step in (0, 1, -1)):
+            return True
+    return False
+
+
+def write_sheet(path, seed, answers):
+    """Write sheet.json. answers: {question: number}."""
+    digests = {question: digest(seed, question, number) for question, number in answers.items()}
+    path.write_text(json.dumps({"seed": seed, "digests": digests}, indent=1) + "\n", "utf-8")
+
+
+def check_answer(question, text):
+    """Print whether an answer, given as text, is right. Returns the exit code: 0 or 1."""
+    if question not in NUMBERS:
+        raise UserError(f"--answer must be followed by one of {', '.join(NUMBERS)}, got {question}")
+    if not readings(text):
         raise UserError(f"--answer {question} must be followed by a number such as 0.125, got "
-                        f"{number}") from error
-    is_right = digest(question, value) == DIGESTS[question]
-    print(f"{question}: {'right' if is_right else 'not yet'} (three digits count)")
-    return 0 if is_right else 1
+                        f"{text}. Try it with five digits")
+    if SHEET.exists():
+        saved = read_json(SHEET)
+        right = is_right(text, lambda number: digest(saved["seed"], question, number)
+                         == saved["digests"][question])
+    else:
+        from data.course.sheet import sheet         # not in the copy for an assignment
+        _, answer = sheet("")[question]
+        right = is_right(text, lambda number: f"{number:.{DIGITS}g}" == f"{answer:.{DIGITS}g}")
+    print(f"{question}: {'right' if right else 'not yet'} (five digits count)")
+    return 0 if right else 1

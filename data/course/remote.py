@@ -34,7 +34,8 @@ class Server:
         self.folder = Path(tempfile.mkdtemp(prefix="grade-"))
         shutil.copytree(ROOT / "data", self.folder / "copy" / "data", ignore=LEFT_OUT)
         path = str(self.folder / "socket")
-        command = [sys.executable, str(ROOT / "data/course/worker.py"), str(self.folder / "copy"), path]
+        program = str(ROOT / "data/course/worker.py")
+        command = [sys.executable, program, str(self.folder / "copy"), path]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
                                         cwd=self.folder / "copy")
         if self.process.stdout.readline() != "ready\n":
@@ -160,7 +161,7 @@ def replace_tensors(value, tensors):
 def replaced(submission, modules, names):
     """Within this, functions of the project are those of a submission.
 
-    modules: {"cofi": module, ...}; names: [(module, function), ...] such as ("cofi", "MHA.forward").
+    modules: {"cofi": module, ...}; names: [("cofi", "MHA.forward"), ...].
     """
     before = []
     for module, name in names:

@@ -164,8 +164,8 @@ def parse_settings(kind, given):
     defaults = asdict(kind.for_task(task, folder))
     for f in fields(kind):              # one order, so that equal runs have one folder
         some_of = f.metadata.get("some_of", ())
-        words = given.get(f.name, "").split(",") if some_of else []
-        if f.name in given and words and set(words) <= set(some_of) and len(words) == len(set(words)):
+        words = given[f.name].split(",") if some_of and f.name in given else []
+        if words and sorted(words) == sorted(set(words) & set(some_of)):
             given[f.name] = ",".join(word for word in some_of if word in words)
     cfg = kind(**defaults | {"task": task} | given)
     cfg.check()

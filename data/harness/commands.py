@@ -26,8 +26,8 @@ from data.tokenizer import load_tokenizer
 
 COMMANDS = {      # what to do instead of a run: {flag: (metavar, help)}
     "evaluate": ("MODEL", "Score a finished run, or another fine-tuned BERT, again"),
-    "predict": (("MODEL", "TEXT"), "Predict: MODEL SENTENCE [SENTENCE], or MODEL QUESTION CONTEXT. Put "
-                "a space before a text that begins with -"),
+    "predict": (("MODEL", "TEXT"), "Predict: MODEL SENTENCE [SENTENCE], or MODEL QUESTION CONTEXT. "
+                "Put a space before a text that begins with -"),
     "submit": ("MODEL", "Write predictions for the test set as GLUE's server takes them"),
     "export": ("FOLDER", "Write model.pt2, a program that needs PyTorch alone")}
 

@@ -101,7 +101,7 @@ def random_log_alpha(config, spread=3.0, groups=cofi.Masks.GROUPS):
     return masks
 
 
-# ---- oracles: the equations in loops --------------------------------------------------------------
+# ---- oracles: the equations in loops -------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from data.course import assignment, grade, runner
 from data.course.guide import ROOT
 from data.course.mistakes import MISTAKES
 from data.course.remote import Server
+from data.course.sheet import sheet
 from data.course.source import definitions
 from data.tests.common import slow
 
@@ -47,7 +48,8 @@ def test_every_mistake_is_named(monkeypatch, number):
              made)
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, made[name])
-            failures = (runner.run_test(test) for test in runner.tests_of(test_cofi, number).values())
+            tests = runner.tests_of(test_cofi, number).values()
+            failures = (runner.run_test(test) for test in tests)
             first = next((failure for failure in failures if failure), "no test has failed")
         assert mistake.says in first, f"{mistake.function}: {mistake.after}\n{first}"
 
@@ -101,9 +103,10 @@ def test_points_are_those_of_the_assignment():
 def test_full_solution_and_untouched_copy(grader, tmp_path, blank):
     full = grader.grade(hand_in(tmp_path / "full", {f"{k}.py": x for k, x in SOURCES.items()}))
     assert full.score() == sum(sum(points.values()) for points in grade.POINTS.values())
-    assert not full.notes and not any(one.message for one in full.grades)
+    assert full.notes == [] and {one.message for one in full.grades} == {"", "not answered"}
     empty = grader.grade(hand_in(tmp_path / "empty", blank))
-    assert empty.score() == 0 and {one.message for one in empty.grades} == {"not written"}
+    assert empty.score() == 0
+    assert {one.message for one in empty.grades} == {"not written", "not answered"}
 
 
 @slow
@@ -119,7 +122,8 @@ def test_partial_points(grader, tmp_path, blank):
     texts = solve(blank, 3)
     texts["cofi.py"] = texts["cofi.py"].replace("lambda1 * (s - t)", "lambda1 * (t - s)")
     report = grader.grade(hand_in(tmp_path / "one", texts))
-    lost = [one for one in report.grades if one.part == 3 and not one.earned]
+    lost = [one for one in report.grades if one.part == 3 and not one.earned
+            and one.message != "not answered"]
     assert [one.name for one in lost] == ["lagrangian"] and "lambda1 (s - t)" in lost[0].message
     assert report.score(3) == sum(grade.POINTS[3].values()) - grade.POINTS[3]["lagrangian"]
 
@@ -139,8 +143,8 @@ CHEATS = {
     "an installed copy": ("keep_prob", f"import sys\n    sys.path.insert(0, {str(ROOT)!r})\n"
                           "    del sys.modules['cofi']\n    import cofi\n"
                           "    return cofi.keep_prob(log_alpha)", "No module named 'cofi'", ""),
-    "another process": ("keep_prob", f"import subprocess\n    subprocess.run(['true'])\n    {WRONG}",
-                        "must not", ""),
+    "another process": ("keep_prob", "import subprocess\n    subprocess.run(['true'])\n    "
+                        f"{WRONG}", "must not", ""),
     "an endless loop": ("keep_prob", "while True:\n        pass", "took longer than 1 seconds", ""),
     "an exit": ("keep_prob", "sys.exit(0)", "SystemExit", ""),
     "a hard exit": ("keep_prob", "import os\n    os._exit(0)", "ended its process", ""),
@@ -195,20 +199,21 @@ def test_a_class(tmp_path, blank, capsys):
     shutil.copy(ROOT / "sparsebert.py", work / "sparsebert_of_edsger.py")
     (work / "broken.zip").write_bytes(b"PK\x03\x04")
     hand_in(work / "nothing", {"notes.txt": "x"})
+    (work / "ada" / "answers.txt").write_text("1a: 9\n3a = " + str(sheet("")["3a"][1]) + "\n")
     code = test_cofi.main(["--grade", str(work), "--results", str(tmp_path / "results")])
     assert code == 0
     with (tmp_path / "results" / "grades.csv").open(encoding="utf-8") as file:
         rows = {row["student"]: row for row in csv.DictReader(file)}
     points = str(sum(grade.POINTS[6].values()))
     assert {name: row["score"] for name, row in rows.items()} == {
-        "ada": points, "grace": points, "alan": points, "sparsebert_of_edsger.py": points,
+        "ada": str(int(points) + 1), "grace": points, "alan": points, "sparsebert_of_edsger.py": points,
         "broken": "0", "nothing": "0"}
     assert "cannot be read" in rows["broken"]["notes"] and "was not handed in" in str(rows)
     suites = ElementTree.parse(tmp_path / "results" / "junit.xml").getroot()
-    assert len(suites) == 6 and all(suite.get("tests") == "25" for suite in suites)
+    assert len(suites) == 6 and all(suite.get("tests") == "41" for suite in suites)
     result = json.loads((tmp_path / "results" / "ada" / "results.json").read_text("utf-8"))
     assert set(result) == {"score", "execution_time", "output", "visibility", "tests"}
-    assert result["score"] == sum(test["score"] for test in result["tests"]) == int(points)
+    assert result["score"] == sum(test["score"] for test in result["tests"]) == int(points) + 1
     for test in result["tests"]:
         assert set(test) == {"name", "number", "score", "max_score", "status", "output", "tags",
                              "visibility"}
