@@ -50,6 +50,7 @@ from data.harness.console import SPARSEBERT_HEADER, SPARSEBERT_LEGEND, print_hea
 from data.harness.console import sparsebert_line
 from data.harness.device import autocast, device_name, to_device
 from data.harness.evaluate import evaluate, evaluate_dev, training_batches
+from data.harness.knowledge import Knowledge, special_ids, word_logits
 from data.harness.progress import Progress
 from data.harness.report import comparison_table, load_report, print_compression
 from data.harness.runs import get_teacher, load_data, load_finished, open_journal, resume_key
@@ -59,7 +60,6 @@ from data.tasks import Dataset
 from data.tokenized import batches, concatenate
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 # --------------------------------------------------------------------------------------------------
@@ -101,9 +101,9 @@ class Settings(RunConfig):
                      "squad": {"prune_epochs": 5}, "toy": {"prune_epochs": 4, "prune_lr": 1e-3}}
 
     def sparsities(self):
-        """Return the sparsities as numbers."""
+        """Return the sparsities as numbers, each once."""
         try:
-            return [float(s) for s in self.sparsity.split(",")]
+            return list(dict.fromkeys(float(s) for s in self.sparsity.split(",")))
         except ValueError as error:
             raise UserError(f"--sparsity must be a number such as 0.95, or several separated by "
                             f"commas, got {self.sparsity}") from error
@@ -113,8 +113,6 @@ class Settings(RunConfig):
         super().check()
         for s in self.sparsities():
             check_in_range("sparsity", s, 0, 0.999)
-        if len(set(self.sparsities())) < len(self.sparsities()):
-            raise UserError(f"--sparsity must name each sparsity once, got {self.sparsity}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -354,10 +352,8 @@ def augment(dataset, bert, head, mask_id, special, copies, share=0.15, candidate
             free = inputs["attention_mask"] & ~torch.isin(input_ids, special)       # (B, T)
             chosen = free & (torch.rand(free.shape, device=device) < share)         # (B, T)
             masked = inputs | {"input_ids": input_ids.masked_fill(chosen, mask_id)}
-            H = bert.eval()(**masked).hidden_states[-1][chosen]     # (words, d)
-            H = F.gelu(F.linear(H, *head["dense"]))                 # (words, d)
-            H = F.layer_norm(H, H.shape[-1:], *head["norm"], bert.config.layer_norm_eps)
-            logits = F.linear(H, bert.embeddings.word.weight, head["bias"])     # (words, vocab)
+            states = bert.eval()(**masked).hidden_states[-1]        # (B, T, d)
+            logits = word_logits(head, states[chosen])              # (words, vocab)
             logits[:, special] = -torch.inf
             best = logits.topk(min(candidates, logits.shape[-1]))
             drawn = torch.multinomial(best.values.softmax(-1), 1)
@@ -372,7 +368,7 @@ def augment(dataset, bert, head, mask_id, special, copies, share=0.15, candidate
 
 def augment_dataset(data, cfg, config, tokenizer, device):
     """Return a copy of the task with its training set augmented."""
-    special = [tokenizer.token_to_id(t) for t in ("[MASK]", "[PAD]", "[UNK]", "[CLS]", "[SEP]")]
+    special = special_ids(tokenizer)
     head = read_mlm_head(cfg.model, device)
     bert, _ = load_pretrained(cfg.model, config, cfg.seed)
     bert.to(device)
@@ -506,12 +502,14 @@ class Comparison:
     data: Dataset
     augmented: Dataset        # the same task; its training set may be augmented
     journal: object           # a data.harness.journal.Journal
+    knowledge: Knowledge      # figure 2: how much general language knowledge an encoder has
 
-    def result_row(self, strategy, sparsity, bert, scores):
-        """Return a row of the table: dev scores, and a score on 1,000 training examples."""
-        on_train = evaluate(bert, self.data.train.head(1000), self.data.metrics)
-        return {"strategy": strategy, "sparsity": sparsity, "scores": scores,
-                "train": on_train[self.data.metrics[0]], "kept": count_weights(bert)["matrices"][1]}
+    def result_row(self, strategy, sparsity, bert, scores, seconds):
+        """Return a row of the table: dev scores, a score on 1,000 training examples, knowledge."""
+        train = evaluate(bert, self.data.train.head(1000), self.data.metrics)[self.data.metrics[0]]
+        return {"strategy": strategy, "sparsity": sparsity, "scores": scores, "train": train,
+                "general": self.knowledge(bert), "seconds": seconds,
+                "kept": count_weights(bert)["matrices"][1]}
 
     def start(self, strategy, sparsity):
         """Return where a strategy starts: (student, masks, heads)."""
@@ -543,7 +541,7 @@ class Comparison:
         scores, seconds = train(strategy, bert, self.augmented, cfg, self.journal, masks, sparsity,
                                 teacher, heads, extra_steps)
         check_zeros(bert, masks, sparsity, cfg.block)
-        row = self.result_row(strategy, sparsity, bert, scores) | {"seconds": seconds}
+        row = self.result_row(strategy, sparsity, bert, scores, seconds)
         save_model(folder, bert, self.tokenizer, row | {"settings": key})
         self.journal.discard(name)
         return row
@@ -564,9 +562,9 @@ def run(cfg):
     folder, key = run_dir(cfg, ["sparsebert", cfg.task, cfg.sparsity]), resume_key(cfg, data)
     if load_report(cfg, folder, key, print_comparison):
         return
-    _, notes = load_pretrained(cfg.model, config, cfg.seed)
+    bert, notes = load_pretrained(cfg.model, config, cfg.seed)
     print_header(folder, data, notes, cofi.COFI_HEADER)
-    teacher, teacher_scores, _ = get_teacher(
+    teacher, teacher_scores, seconds = get_teacher(
         cfg, config, data, tokenizer, device, cofi.load_finetuned, load_pretrained,
         cofi.train, cofi.cofi_line)
     for name in ("hidden_size", "attention_head_size", "heads_per_layer", "ffn_per_layer"):
@@ -576,15 +574,17 @@ def run(cfg):
     journal = open_journal(folder, key, cfg, sparsebert_line)
     print(f"\n{SPARSEBERT_LEGEND}{SPARSEBERT_HEADER}")
     augmented = augment_dataset(data, cfg, config, tokenizer, device) if cfg.augment else data
-    comparison = Comparison(cfg, config, tokenizer, teacher, data, augmented, journal)
-    rows = [comparison.result_row("teacher", 0, teacher, teacher_scores)]
+    knowledge = Knowledge(cfg.model, data, tokenizer, device)
+    comparison = Comparison(cfg, config, tokenizer, teacher, data, augmented, journal, knowledge)
+    rows = [comparison.result_row("pre-trained", 0, bert.to(device), {}, 0.0),
+            comparison.result_row("teacher", 0, teacher, teacher_scores, seconds)]
     for sparsity in cfg.sparsities():
         for strategy in cfg.strategy.split(","):
             rows.append(comparison.run_strategy(strategy, sparsity))
     print_comparison(folder, {"rows": rows})
 
     result = {"rows": rows, "settings": key, "device": device_name(device)}
-    sparse = [row for row in rows if row["strategy"] not in ("teacher", "small_dense")]
+    sparse = [row for row in rows[2:] if row["strategy"] != "small_dense"]
     if sparse:
         name = f"{sparse[-1]['strategy']}-{sparse[-1]['sparsity']}"
         bert = cofi.load_finetuned(folder / name).eval()

@@ -331,7 +331,8 @@ def align_labels(bert, names, is_span, model):
 def read_mlm_head(model, device):
     """Read the masked-LM head of a pre-trained BERT. Its last matrix is the word embeddings.
 
-    Returns {"dense": (weight, bias), "norm": (weight, bias), "bias": (vocab)}. Raises UserError.
+    Returns {"dense": (weight, bias), "norm": (weight, bias), "words": (vocab, d), "bias": (vocab)}.
+    Raises UserError.
     """
     tensors = load_tensors(model)
     w = {tf_to_hf(name): tensor.float().to(device) for name, tensor in tensors.items()}
@@ -342,6 +343,7 @@ def read_mlm_head(model, device):
 
     try:
         return {"dense": pair("dense"), "norm": pair("LayerNorm"),
+                "words": rename_keys(tensors, model)["embeddings.word.weight"].to(device),
                 "bias": w["cls.predictions.bias"]}
     except KeyError as error:
         raise UserError(f"{model}: there is no masked-LM head in it ({error.args[0]} is missing). "

@@ -146,18 +146,24 @@ def print_report(folder, result):
 
 
 def comparison_table(rows, labels):
-    """Return the comparison of strategies as text: dev scores, and the fit of the training set.
+    """Return the comparison of strategies as text: dev scores, the fit of the training set, and the
+    accuracy of the pre-trained masked-LM head on the encoder as it is now ("general").
 
     rows: from sparsebert.Comparison; labels: {strategy: how it is printed}.
     """
-    metrics = list(rows[0]["scores"])
+    metrics = list(rows[-1]["scores"])
+
+    def number(value, width):
+        return f"{'-':>{width}}" if value is None else f"{value:{width}.4f}"
+
     header = "".join(f"{name:>12}" for name in metrics)
-    lines = [f"sparsity  {'':28}{'weights':>12}{header}  training set"]
+    lines = [f"sparsity  {'':28}{'weights':>12}{header}  training set   general   minutes"]
     for row in rows:
-        scores = "".join(f"{row['scores'][name]:12.4f}" for name in metrics)
+        scores = "".join(number(row["scores"].get(name), 12) for name in metrics)
         label = labels.get(row["strategy"], row["strategy"])
+        train = row["train"] if row["scores"] else None     # an untrained classifier
         lines.append(f"{row['sparsity']:<10g}{label:28}{row['kept']:12,}{scores}"
-                     f"{row['train']:14.4f}")
+                     f"{number(train, 14)}{number(row['general'], 10)}{row['seconds'] / 60:10.1f}")
     return "\n".join(lines)
 
 

@@ -279,6 +279,15 @@ def make_corpus(n, splits):
     return list(zip(*documents)), np.array(order)
 
 
+def held_out(n, documents, splits):
+    """Return n more documents of the corpus, [(sentence, sentence)], that are not among the first.
+    """
+    sentences, _ = make_corpus(documents + 2 * n, splits)
+    pairs = list(zip(*sentences))
+    seen = set(pairs[:documents])
+    return [pair for pair in pairs[documents:] if pair not in seen][:n]
+
+
 # --------------------------------------------------------------------------------------------------
 # The model: masked words and sentence order
 # --------------------------------------------------------------------------------------------------
@@ -386,6 +395,9 @@ def prepare(arguments):
             writer = csv.writer(file, delimiter="\t", lineterminator="\n")
             writer.writerow(["sentence1", "sentence2", "label", "part"])
             writer.writerows([str(p), str(h), label, part] for p, h, label, part in rows)
+    with (args.out / "heldout.tsv").open("w", encoding="utf-8") as file:
+        file.writelines("\t".join(pair) + "\n"
+                        for pair in held_out(1000, args.documents, splits))
     for name, key in BASELINES.items():
         print(f"{name:32}" + "".join(f"   {split} {majority(splits, key, split):.3f}"
                                      for split in ("validation", "test")))
