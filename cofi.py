@@ -556,7 +556,7 @@ def count_encoder_weights(bert):
 
 
 def lagrangian(s, t, lambda1, lambda2):
-    """Return L_c, a term of the loss: descent on log_alpha, ascent on lambda1 and lambda2.
+    """Return L_c, of numbers or tensors: descent on log_alpha, ascent on lambda1 and lambda2.
 
     While s < t, ascent makes lambda1 negative, so that descent on lambda1 s raises s.
     """
@@ -658,9 +658,9 @@ def layer_loss(student, teacher, attention_mask, W_layer, alive, matching):
     """Return L_layer, and m (n) with -1 for a teacher layer without a match: its term is 0.
 
     student, teacher: hidden states of all L layers, each (B, T, d); of the teacher only the
-    distilled layers are read, they may be bfloat16. attention_mask (B, T) bool; W_layer: Linear
-    from the student's d to the teacher's; alive (L) bool; matching: free, ordered, or fixed, the
-    matching of earlier work: m(i) = i.
+    distilled_layers(L) are read, they may be bfloat16. attention_mask (B, T) bool; W_layer: Linear
+    from the student's d to the teacher's; alive (L) bool; matching: free, ordered, or fixed, as in
+    earlier work: m is distilled_layers(L) itself, whether these student layers are alive or not.
     """
     layers = distilled_layers(len(teacher))
     H_s = torch.stack(student)                                      # (L, B, T, d)

@@ -151,8 +151,9 @@ def magnitude_mask(weight, mask, sparsity, block=1):
     """Return the mask of the largest weights: exactly floor((1 - sparsity) n) of n stay.
 
     weight (rows, columns); mask: the one before, bool of the same shape; what it has closed counts
-    as smaller than everything else. With block > 1, blocks of block x block weights stay or go as a
-    whole, ranked by the sum of their magnitudes. Returns bool (rows, columns).
+    as smaller than everything else, and comes back only where everything else stays. With block >
+    1, blocks of block x block weights stay or go as a whole, ranked by the sum of their magnitudes.
+    Returns bool (rows, columns).
 
     Example:
     >>> W = torch.tensor([[0.1, -0.9], [0.5, 0.2]])

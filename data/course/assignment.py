@@ -28,17 +28,19 @@ class Part(NamedTuple):
 PARTS = {
     1: Part("cofi.py", {
         "sample_z": "logit(u) is logistic noise. Add log_alpha, divide by BETA, take the sigmoid, "
-                    "stretch it from [0, 1] to [STRETCH_LOW, STRETCH_HIGH], clamp it to [0, 1].",
+                    "stretch it from [0, 1] to [STRETCH_LOW, STRETCH_HIGH], clamp it to [0, 1]. If "
+                    "u is None, draw it from [EPS, 1 - EPS], where logit(u) is finite.",
         "keep_prob": "above which value of the sigmoid is the stretched one positive? Solve for "
                      "the noise: its distribution function is the sigmoid.",
-        "final_z": "no noise: the sigmoid of log_alpha / BETA times FINAL_SHARPNESS."}),
+        "final_z": "no noise: the sigmoid of (FINAL_SHARPNESS * log_alpha / BETA)."}),
     2: Part("cofi.py", {
         "MaskedLayerNorm.forward": "take sums over x * kept instead of means over x, and divide "
                                    "them by the number of dimensions that are kept.",
         "MHA.split_heads": "unflatten the last dimension, then swap it with T.",
         "MHA.scores": "split_heads(query) times split_heads(key) transposed, over the square root "
                       "of k.",
-        "MHA.forward": "softmax, dropout, times split_heads(value); apply z_head here; put the "
+        "MHA.forward": "scores of -inf where a key is padding, softmax over the keys, dropout, "
+                       "times split_heads(value); apply z_head here; put the "
                        "heads side by side again; out; z_mha and z_hidn; then dropout, residual "
                        "connection and norm.",
         "FFN.forward": "up, gelu, z_int, down, z_ffn, z_hidn; then dropout, residual connection "
@@ -56,8 +58,9 @@ PARTS = {
         "match_layers": "go through i from the last to the first; give layers that may not be "
                         "chosen an infinite distance; after a match only lower layers may be "
                         "chosen.",
-        "layer_loss": "first distance (n, L), without gradient; then match_layers; then the same "
-                      "squared error again, with gradient, for the matched layers."}),
+        "layer_loss": "first distance (n, L) of the distilled teacher layers, without gradient; "
+                      "then match_layers (fixed needs neither); then the same squared error again, "
+                      "with gradient, for the matched layers."}),
     5: Part("cofi.py", {
         "deterministic_masks": "round the sum of p along each row; rank says who is among the "
                                "first.",

@@ -21,7 +21,7 @@ def make_parser():
     choice.add_argument("--assignment", type=Path, metavar="FOLDER", help="write a copy to fill in")
     choice.add_argument("--grade", type=Path, metavar="SUBMISSION",
                         help="grade a file, folder or .zip of a student, or a folder of many")
-    choice.add_argument("--autograder", type=Path, metavar="ZIP", help="pack a Gradescope autograder")
+    choice.add_argument("--autograder", type=Path, metavar="ZIP", help="pack it for Gradescope")
     choice.add_argument("--benchmark", action="store_true", help="time pruning and pruned models")
     course = parser.add_argument_group("options of the course")
     course.add_argument("--parts", metavar="1,3", default="1,2,3,4,5,6",

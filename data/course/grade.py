@@ -132,7 +132,7 @@ def find_functions(texts):
 
 
 def read_answers(texts):
-    """Return (seed, {question: text}) of answers.txt and of the sheet.json of the student's copy."""
+    """Return (seed, {question: text}) of answers.txt and of sheet.json of the student's copy."""
     try:
         seed = str(json.loads(texts.get("sheet.json", "{}")).get("seed", ""))
     except (ValueError, AttributeError):

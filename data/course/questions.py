@@ -86,5 +86,7 @@ def check_answer(question, text):
         from data.course.sheet import sheet         # not in the copy for an assignment
         _, answer = sheet("")[question]
         right = is_right(text, lambda number: f"{number:.{DIGITS}g}" == f"{answer:.{DIGITS}g}")
-    print(f"{question}: {'right' if right else 'not yet'} (five digits count)")
+    digits = len(re.sub(r"[^\d]", "", text.lower().split("e")[0]).lstrip("0"))
+    hint = f", and this has {digits}" if digits < DIGITS and not right else ""
+    print(f"{question}: {'right' if right else 'not yet'} (five digits count{hint})")
     return 0 if right else 1

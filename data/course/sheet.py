@@ -40,11 +40,11 @@ def sheet(seed):
                2 / 3 * math.log(0.1 / 1.1) + math.log(p / (1 - p))),
         "1c": (f"The authors' code never lets log_alpha fall below log {floor:g} (natural "
                f"logarithm). All {f:,} units of an FFN are at this value. How many of them does "
-               "P(z > 0) still expect to be open?", f * keep_prob(math.log(floor))),
+               "P(z > 0) still expect to be open (not rounded)?", f * keep_prob(math.log(floor))),
         "2a": (f"How many attention scores does one layer with {h} heads compute for {B} examples "
                f"of {T} tokens?", B * h * T * T),
-        "2b": (f"In a layer with hidden size {d} (all heads together are as wide) and {4 * d:,} FFN "
-               "units, the scores of a token and the sums that they weight cost 2 T d "
+        "2b": (f"In a layer with hidden size {d} (all heads together are as wide) and {4 * d:,} "
+               "FFN units, the scores of a token and the sums that they weight cost 2 T d "
                "multiply-adds. At which T is that as much as the layer's matrices cost for the "
                "token?", (4 * d * d + 2 * d * 4 * d) / (2 * d)),
         "3a": (f"How many weights does one head of size {k} have at hidden size {d}, biases not "

@@ -121,9 +121,13 @@ def exit_code(name, start):
         message = (f"{error.filename or 'a file'} must be readable and writable, got "
                    f"{error.strerror or error}. Try another path")
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search("memory", str(error)):
+        if isinstance(error, NotImplementedError) and re.match("part \\d", str(error)):
+            error = UserError(f"{error} is still to be written")        # in an assignment
+        elif not isinstance(error, MemoryError) and not re.search("memory", str(error)):
             raise
-        message = f"Out of memory ({short_message(error)}). Try a smaller --batch_size"
+        else:
+            error = UserError(f"Out of memory ({short_message(error)}). Try a smaller --batch_size")
+        message = str(error)
     except Interrupted as stop:
         code, message = 130, str(stop)
     except KeyboardInterrupt:           # outside of training

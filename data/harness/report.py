@@ -164,6 +164,8 @@ def comparison_table(rows, labels):
         train = row["train"] if row["scores"] else None     # an untrained classifier
         lines.append(f"{row['sparsity']:<10g}{label:28}{row['kept']:12,}{scores}"
                      f"{number(train, 14)}{number(row['general'], 10)}{row['seconds'] / 60:10.1f}")
+    lines.append("general: how many masked words of held-out text the frozen masked-LM head of the "
+                 "pre-trained\ncheckpoint finds on this encoder (-: the checkpoint has none)")
     return "\n".join(lines)
 
 

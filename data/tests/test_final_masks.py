@@ -9,7 +9,7 @@ import torch
 import cofi
 from cofi import FINEST_FIRST, LAYER_OF, final_masks, final_z, keep_prob
 from data.harness.runs import max_sparsity
-from data.tests.common import MINILM, assert_close, random_log_alpha, slow
+from data.tests.common import MINILM, TINY, assert_close, random_log_alpha, slow
 
 
 def make_config(L, d, k, h, f):
@@ -132,6 +132,22 @@ def test_bert_base(t):
     z = final_masks(masks, t)
     check_target(masks, t, z)
     check_ranks(masks, z)
+
+
+def test_final_masks_of_known_log_alpha():
+    """The expected number of heads stays open; FFN units of highest log_alpha fill the budget."""
+    masks = cofi.Masks(TINY)
+    masks.z_head.data = torch.tensor([[5.0, -5, 5, -5]] * 3)
+    masks.z_ffn.data, masks.z_int.data = torch.tensor([5.0, -5, 5]), torch.randn(3, 24)
+    z = cofi.final_masks(masks, 0.5)
+    assert (z["z_head"] > 0).tolist() == [[True, False, True, False]] * 3
+    assert_close(z["z_head"][0, 0], torch.sigmoid(torch.tensor(5.0 / (2 / 3) * 0.8)))
+    assert (z["z_ffn"] > 0).tolist() == [True, False, True]
+    kept = z["z_int"] > 0
+    for l in (0, 2):
+        assert masks.z_int[l][kept[l]].min() > masks.z_int[l][~kept[l]].max()
+    full_size, size = 3 * 16 * (4 * 16 + 2 * 24), 16 * (4 * 4 * 6 + 2 * int(kept.sum()))
+    assert size <= 0.5 * full_size < size + 2 * 16
 
 
 def test_never_an_empty_network():

@@ -110,7 +110,7 @@ def test_sparsebert_on_the_toy(tmp_path, capsys, monkeypatch):
     assert printed.count("(d) prune while distilling") == 1 and "unseen" in printed
     run, = tmp_path.glob("sparsebert-toy-*")
     rows = {(row["strategy"], row["sparsity"]): row for row in read_result(run)["rows"]}
-    assert len(rows) == 6 and printed.count(" general ") == 1
+    assert len(rows) == 6 and printed.count("  general  ") == 1
     for (strategy, sparsity), row in rows.items():
         if strategy not in ("pre-trained", "teacher", "small_dense"):
             weights = torch.load(run / f"{strategy}-{sparsity:g}" / "pytorch_model.bin",
