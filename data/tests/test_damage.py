@@ -38,8 +38,7 @@ def flags(offline, folder, tmp_path):
 # ---- results -------------------------------------------------------------------------------------
 
 # {case: what is written to result.json, from the true one}
-DAMAGED = {"truncated": lambda text: text[:50], "empty": lambda text: "", "a list": lambda _: "[]",
-           "no settings": lambda _: "{}", "odd settings": lambda _: '{"settings": 5}',
+DAMAGED = {"truncated": lambda text: text[:50], "odd settings": lambda _: '{"settings": 5}',
            "odd values": lambda text: json.dumps(json.loads(text) | {
                "speedup": 5, "score": "high", "scores": None, "target_sparsity": {}})}
 
@@ -74,10 +73,9 @@ def test_what_a_killed_run_has_left_is_removed(flags, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("change", [
-    lambda saved: saved.pop("optimizer"), lambda saved: saved.pop("step"),
-    lambda saved: saved | {"step": 10**6}, lambda saved: saved | {"step": "three"},
-    lambda saved: saved | {"bert": {"x": torch.ones(1)}}, lambda saved: saved | {"random": 5},
-    lambda saved: saved | {"settings": None}, lambda saved: [1, 2]])
+    lambda saved: saved.pop("optimizer"), lambda saved: saved | {"step": 10**6},
+    lambda saved: saved | {"step": "three"}, lambda saved: saved | {"bert": {"x": torch.ones(1)}},
+    lambda saved: [1, 2]])
 def test_damaged_state(flags, tmp_path, monkeypatch, capsys, change):
     kill_at(monkeypatch, (2,), [("prune", 3)])
     with pytest.raises(Killed):

@@ -52,7 +52,7 @@ def test_flags_exist():
     known = {f"--{name}" for kind in (cofi.Settings, sparsebert.Settings)
              for name in kind.__dataclass_fields__}
     known |= {"--no-bf16", "--help", "--evaluate", "--predict", "--submit", "--export", "--guide",
-              "--assignment", "--answer", "--benchmark"}
+              "--assignment", "--answer", "--grade", "--benchmark"}
     assert set(re.findall(r"(?<![\w-])--\w[\w-]*", README)) <= known
 
 

@@ -110,7 +110,7 @@ def test_full_solution_and_untouched_copy(grader, tmp_path, blank):
 
 
 @slow
-@pytest.mark.parametrize("number", grade.POINTS)
+@pytest.mark.parametrize("number", (1, 2, 5))           # 3 and 6: in other tests
 def test_each_part_alone(grader, tmp_path, blank, number):
     report = grader.grade(hand_in(tmp_path / "one", solve(blank, number)))
     assert {part: report.score(part) for part in grade.POINTS} == {

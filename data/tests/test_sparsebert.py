@@ -103,12 +103,16 @@ def test_augmentation_finds_words_of_the_same_kind():
 def test_sparsebert_on_the_toy(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sparsebert, "speedup_csr",
                         functools.partial(sparsebert.speedup_csr, lengths=(8,), seconds=0.0))
-    more = ["--max_steps", "2", "--sparsity", "0.9", "--augment", "1",
+    for split in "train", "validation":
+        lines = (TOY / f"{split}.tsv").read_text("utf-8").splitlines(keepends=True)
+        (tmp_path / f"{split}.tsv").write_text("".join(lines[:65]), "utf-8")
+    more = ["--data", str(tmp_path), "--model", str(TOY), "--threads", "1",
+            "--max_steps", "2", "--sparsity", "0.9", "--augment", "1",
             "--strategy", "prune_first,finetune_first,distil,small_dense"]
     assert sparsebert.main(["--out", str(tmp_path), *more]) == 0
     printed = capsys.readouterr().out
     assert printed.count("(d) prune while distilling") == 1 and "unseen" in printed
-    run, = tmp_path.glob("sparsebert-toy-*")
+    run, = tmp_path.glob("sparsebert-custom-*")
     rows = {(row["strategy"], row["sparsity"]): row for row in read_result(run)["rows"]}
     assert len(rows) == 6 and printed.count("  general  ") == 1
     for (strategy, sparsity), row in rows.items():

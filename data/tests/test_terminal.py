@@ -58,16 +58,6 @@ def test_closed_pipe(words, tmp_path):
 
 
 @slow
-@pytest.mark.parametrize("redirection", ["> /dev/full"])
-def test_full_disk(words, tmp_path, redirection):
-    if not os.path.exists("/dev/full"):
-        pytest.skip("this system has no /dev/full")
-    done = subprocess.run(["sh", "-c", f'exec "$@" {redirection}', "sh", *words], cwd=ROOT,
-                          stderr=subprocess.PIPE, text=True, check=False)
-    assert_finished(tmp_path, done.returncode, done.stderr)
-
-
-@slow
 @pytest.mark.parametrize("environment", [
     {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
 def test_terminal_without_blocks(words, tmp_path, environment):
