@@ -29,6 +29,7 @@ NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf
                     re.ASCII | re.IGNORECASE)
 MISSING = {"", "nan", "nat", "<na>"}    # as labels; the last two are written by pandas
 MAX_SHOWN = 8                           # class names in a line
+MAX_FP32 = float(np.finfo(np.float32).max)
 FORMAT = 2        # part of the cache's key: raise it when read_table changes what it returns
 
 
@@ -260,7 +261,7 @@ def encode(labels, names, path):
     numbers = [as_number(label) for label in labels]
     if names is None:
         for label, number in zip(labels, numbers):
-            if number is None or abs(number) > np.finfo(np.float32).max:
+            if number is None or abs(number) > MAX_FP32:
                 raise UserError(f"{path}: every label must be a number such as 2.5, as in the "
                                 f"training rows, got {label[:40]!r}. Try to remove its row")
         if path.stem == "train" and len(set(numbers)) == 1:

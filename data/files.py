@@ -88,8 +88,10 @@ def read_tensors(path, remedy="Try to download or save it again"):
         if path.suffix == ".safetensors":
             return read_safetensors(path.read_bytes())
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (PermissionError, UserError):
+    except PermissionError:
         raise
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is not a file of tensors: it is damaged, or holds objects of "
                         f"Python. {remedy}, with torch.save(model.state_dict(), ...)") from error

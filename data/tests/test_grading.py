@@ -206,8 +206,8 @@ def test_a_class(tmp_path, blank, capsys):
         rows = {row["student"]: row for row in csv.DictReader(file)}
     points = str(sum(grade.POINTS[6].values()))
     assert {name: row["score"] for name, row in rows.items()} == {
-        "ada": str(int(points) + 1), "grace": points, "alan": points, "sparsebert_of_edsger.py": points,
-        "broken": "0", "nothing": "0"}
+        "ada": str(int(points) + 1), "grace": points, "alan": points,
+        "sparsebert_of_edsger.py": points, "broken": "0", "nothing": "0"}
     assert "cannot be read" in rows["broken"]["notes"] and "was not handed in" in str(rows)
     suites = ElementTree.parse(tmp_path / "results" / "junit.xml").getroot()
     assert len(suites) == 6 and all(suite.get("tests") == "41" for suite in suites)
