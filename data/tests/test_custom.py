@@ -174,6 +174,15 @@ def test_the_folder_that_was_named(tmp_path, name):
     assert load_task("custom", make_tokenizer(), 16, folder).names == ["down", "left"]
 
 
+def test_minus_one_may_be_a_class(tmp_path):
+    """It is a secret label only where no training row has it."""
+    text = TSV + "a b\t-1\nc d\t1\n"
+    folder = write_files(tmp_path / "d", train_tsv=text, validation_tsv=text,
+                         test_tsv=TSV + "a b\t-1\n")
+    task = load_task("custom", make_tokenizer(), 16, folder)
+    assert task.names == ["-1", "1"] and task.test.labels.tolist() == [0]
+
+
 def test_a_file_replaced_within_its_time_stamp(tmp_path):
     folder = write_files(tmp_path / "d", train_tsv=PLAIN, validation_tsv=PLAIN)
     path = folder / "train.tsv"
