@@ -162,7 +162,8 @@ CHEATS = {
 @pytest.mark.parametrize("case", CHEATS)
 def test_cheats_get_nothing(grader, tmp_path, blank, monkeypatch, case):
     name, body, says, head = CHEATS[case]
-    monkeypatch.setattr(grade, "SECONDS", dict.fromkeys(grade.SECONDS, 1))
+    if case == "an endless loop":
+        monkeypatch.setattr(grade, "SECONDS", dict.fromkeys(grade.SECONDS, 1))
     arguments = "log_alpha" if name == "keep_prob" else "distance, alive, matching"
     if head == "DEFAULT":
         head, arguments = "", "log_alpha, x=__import__('os').system('true')"
