@@ -206,7 +206,8 @@ def read_finetuned(model):
     config = read_config(model)
     tensors = load_tensors(model)
     weights = rename_keys(tensors, model)
-    check_head(path, read_json(path))
+    on_disk = read_json(path)
+    check_head(path, on_disk)
     for name in ("classifier.weight", "embeddings.word.weight"):
         if name not in weights or weights[name].dim() != 2:
             raise UserError(f"{model}: there is no {name.split('.')[-2]} in it, or not as a matrix"
@@ -220,7 +221,7 @@ def read_finetuned(model):
     elif len(config["id2label"]) != outputs:
         raise UserError(f"{path}: id2label must name {outputs} classes, one for each output of the "
                         f"classifier, got {len(config['id2label'])}. {SAME_MODEL}")
-    if "heads_per_layer" not in read_json(path):
+    if "heads_per_layer" not in on_disk:
         sizes = infer_sizes(weights, config)
         for key, size in sizes.items():
             if (np.array(size) > np.array(config[key])).any():

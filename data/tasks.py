@@ -113,8 +113,9 @@ class Dataset:
             kind = f"regression, from {values.min():g} to {values.max():g}"
         else:
             counts = np.bincount(self.labels["train"], minlength=len(self.names))
-            shown = [f"{name} {n:,}" for name, n in zip(self.names[:8], counts.tolist())]
-            more = ", ..." if len(self.names) > 8 else ""
+            names = self.names[:custom.MAX_SHOWN]
+            shown = [f"{name} {n:,}" for name, n in zip(names, counts.tolist())]
+            more = ", ..." if len(self.names) > custom.MAX_SHOWN else ""
             kind = f"{len(self.names)} classes: {', '.join(shown)}{more}"
         unread = f"; not read: {', '.join(self.unread)}" if self.unread else ""
         rows = [f"{split} {len(table):,}" for split, table in self.raw.items()]

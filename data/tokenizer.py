@@ -1,5 +1,4 @@
 """The tokenizer of a model: tokenizer.json, or the vocab.txt of the oldest checkpoints."""
-
 from tokenizers import Tokenizer
 from tokenizers.implementations import BertWordPieceTokenizer
 
@@ -31,10 +30,7 @@ def load_tokenizer(model, vocab_size=None):
     except BaseException as error:  # a panic of the library is no Exception
         raise UserError(f"{path} is not a tokenizer ({short_message(error)}). Try to download or "
                         "save it again") from error
-    missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
-    if missing:
-        raise UserError(f"{path} must have the tokens of BERT, got none for {' '.join(missing)}. "
-                        "Try the tokenizer of a BERT")
+    check_special_tokens(path, tokenizer.get_vocab())
     ends = [tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")]
     if [probe.ids[0], probe.ids[-1]] != ends or probe.ids.count(ends[1]) != 2:
         raise UserError(f"{path} must make [CLS] first text [SEP] second text [SEP], got "
@@ -45,6 +41,14 @@ def load_tokenizer(model, vocab_size=None):
         raise UserError(f"{path} must have at most {vocab_size} words, one for each embedding, got "
                         f"{words}. {SAME_MODEL}")
     return tokenizer
+
+
+def check_special_tokens(path, vocab):
+    """Raise UserError for a vocabulary, {word: id}, without one of BERT's special tokens."""
+    missing = [token for token in SPECIAL_TOKENS if token not in vocab]
+    if missing:
+        raise UserError(f"{path} must have the tokens of BERT, got none for {' '.join(missing)}. "
+                        "Try the tokenizer of a BERT")
 
 
 def read_tokenizer_json(model, path):
@@ -63,10 +67,7 @@ def read_vocab_txt(model, path):
     # splitlines() would also split at the words U+2028 and U+0085
     words = [line.removesuffix("\r") for line in read_text(path).rstrip("\r\n").split("\n")]
     vocab = {word: i for i, word in enumerate(words)}
-    missing = [token for token in SPECIAL_TOKENS if token not in vocab]
-    if missing:
-        raise UserError(f"{path} must have the tokens of BERT, got none for {' '.join(missing)}. "
-                        "Try the tokenizer of a BERT")
+    check_special_tokens(path, vocab)   # the library fails without them
     config_path = fetch(model, "tokenizer_config.json", optional=True)
     settings = read_json(config_path) if config_path else {}
     kind = settings.get("tokenizer_class") or "BertTokenizer"

@@ -13,6 +13,7 @@ each, and grades.csv.
 import ast
 import csv
 import json
+import operator
 import textwrap
 import time
 import zipfile
@@ -24,7 +25,7 @@ from data.course import quality as measure_quality
 from data.course.assignment import PARTS
 from data.course.guide import ROOT
 from data.course.points import POINT_OF_A_QUESTION, POINTS
-from data.course.questions import DIGITS, is_right
+from data.course.questions import is_right, same_as
 from data.course.remote import RemoteError, Server, Submission, replaced
 from data.course.runner import run_test, tests_of
 from data.course.sheet import sheet
@@ -183,13 +184,9 @@ class Grader:
                 seen.add(name)
                 return originals[name](*arguments[0], **arguments[1])
 
-        originals = {}
         names = self.qualified(number)
-        for module, name in names:
-            function = self.modules[module]
-            for part in name.split("."):
-                function = getattr(function, part)
-            originals[name] = function
+        originals = {name: operator.attrgetter(name)(self.modules[module])
+                     for module, name in names}
         callers = {name: [] for _, name in names}
         with replaced(Recorder(), self.modules, names):
             for test_name, test in self.tests[number].items():
@@ -280,13 +277,10 @@ def grade_answers(seed, answers):
     """Return a Grade for each question. answers: {question: text}."""
     grades = []
     for question, (_, right) in sheet(seed).items():
-        def matches(number, right=right):
-            return f"{number:.{DIGITS}g}" == f"{right:.{DIGITS}g}"
-
         grade = Grade(int(question[0]), f"question {question}", POINT_OF_A_QUESTION)
         if question not in answers:
             grade.message = "not answered"
-        elif is_right(answers[question], matches):
+        elif is_right(answers[question], same_as(right)):
             grade.earned = POINT_OF_A_QUESTION
         else:
             grade.message = f"not right: {answers[question][:40]}"

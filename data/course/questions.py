@@ -52,6 +52,11 @@ def readings(text):
     return found
 
 
+def same_as(answer):
+    """Return a function that tells whether a number has the five digits of an answer."""
+    return lambda number: f"{number:.{DIGITS}g}" == f"{answer:.{DIGITS}g}"
+
+
 def is_right(text, matches):
     """Whether one of the readings of a text is right, the last of its five digits give or take one.
 
@@ -85,7 +90,7 @@ def check_answer(question, text):
     else:
         from data.course.sheet import sheet         # not in the copy for an assignment
         _, answer = sheet("")[question]
-        right = is_right(text, lambda number: f"{number:.{DIGITS}g}" == f"{answer:.{DIGITS}g}")
+        right = is_right(text, same_as(answer))
     digits = len(re.sub(r"[^\d]", "", text.lower().split("e")[0]).lstrip("0"))
     hint = f", and this has {digits}" if digits < DIGITS and not right else ""
     print(f"{question}: {'right' if right else 'not yet'} (five digits count{hint})")

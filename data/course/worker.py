@@ -8,6 +8,7 @@ a process of its own, in which files, programs and the network are out of reach.
 what is sent.
 """
 import importlib
+import operator
 import os
 import pickle
 import pkgutil
@@ -69,9 +70,7 @@ def load(sources):
 def call(request, kept):
     """Call a function: (result, tensors that it changed in place, {position: tensor})."""
     module, name, arguments, grad_enabled, random_state = request
-    function = sys.modules[module]
-    for part in name.split("."):
-        function = getattr(function, part)
+    function = operator.attrgetter(name)(sys.modules[module])
     tensors = flatten(arguments)
     versions = [tensor._version for tensor in tensors]
     torch.set_rng_state(random_state)
@@ -79,7 +78,7 @@ def call(request, kept):
         result = function(*arguments[0], **arguments[1])
     changed = {i: tensor.detach().clone() for i, tensor in enumerate(tensors)
                if tensor._version != versions[i]}
-    outputs = [tensor for tensor in flatten(result)]
+    outputs = flatten(result)
     kept.append((outputs, [tensor for tensor in tensors if tensor.requires_grad]))
     return result, changed, [tensor.requires_grad for tensor in outputs]
 

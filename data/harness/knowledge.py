@@ -8,14 +8,14 @@ from data.errors import UserError
 from data.harness.device import to_device
 from data.tasks import TOY
 from data.tokenized import batches, tokenize_texts
+from data.tokenizer import SPECIAL_TOKENS
 
-SPECIAL = ("[MASK]", "[PAD]", "[UNK]", "[CLS]", "[SEP]")
 SHARE = 0.15            # of the words is masked, as in pre-training
 
 
 def special_ids(tokenizer):
     """Return the ids of the special tokens, that of [MASK] first."""
-    return [tokenizer.token_to_id(token) for token in SPECIAL]
+    return [tokenizer.token_to_id(token) for token in reversed(SPECIAL_TOKENS)]
 
 
 def word_logits(head, H):
