@@ -37,23 +37,25 @@ Symbols of the paper:
     H_s, H_t           hidden states of student and teacher
     m(i)               the student layer matched to teacher layer i
 """
+import copy
 import math
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 # `data` comes first: from here on Ctrl-C ends the program without a traceback
-from data.checkpoint import load_encoder, load_weights, read_finetuned, read_weights
+from data.checkpoint import load_encoder, load_weights, read_finetuned
 from data.errors import UserError
+from data.harness.baselines import STRUCTURES, choose_structure
 from data.harness.cli import EPOCHS, LEARNING_RATE, SHARE, WEIGHT, RunConfig, flag
 from data.harness.commands import run_cli
 from data.harness.console import COFI_HEADER, COFI_LEGEND, cofi_line, print_header
 from data.harness.device import autocast, to_device
 from data.harness.evaluate import evaluate_dev, training_batches
 from data.harness.progress import Progress
-from data.harness.report import finish_run, load_report, print_report
-from data.harness.runs import check_reachable, get_teacher, load_data, open_journal, resume_key
-from data.harness.runs import run_dir, setup
+from data.harness.report import find_run, finish_run, print_report
+from data.harness.runs import check_reachable, get_teacher, load_data, open_journal, setup
 from data.harness.teacher import cache_teacher
 
 import torch
@@ -85,6 +87,9 @@ class Settings(RunConfig):
     matching: str = flag(
         "free", "Layer matching (paper: ordered on small sets, free on others)",
         choices=("free", "ordered", "fixed"))
+    structure: str = flag(
+        "learned", "How to choose what is pruned: CoFi, or a baseline without learning",
+        choices=STRUCTURES)
     # distillation
     layer_weight: float = flag(
         0.5, "Weight of L_layer, 0: off (paper: .9, .7 or .5, by grid)", range=WEIGHT)
@@ -116,7 +121,8 @@ class Settings(RunConfig):
     lambda_lr: float = flag(
         0.3, "Learning rate of lambda1 and lambda2 (ours)", range=(0, 1000))
     lambda2: float = flag(
-        100.0, "Initial lambda2 (ours). The larger, the closer s follows t", range=(0, 1e6))
+        1400.0, "Initial lambda2 (ours). The larger, the closer s follows t. Divided by 10,000 / "
+        "steps in a shorter run, at most by 20", range=(0, 1e6))
 
     # what differs on some tasks: the paper's table of hyper-parameters; the toy's are ours
     TASK_DEFAULTS = {
@@ -125,8 +131,7 @@ class Settings(RunConfig):
             "prune_epochs": 100.0,
             "mask_start": 4 / 100,
             "sparsity_warmup": 20 / 100},
-        "squad": {
-            "prune_lr": 3e-5},
+        "squad": {"prune_lr": 3e-5},
         "toy": {
             "sparsity": 0.9,
             "matching": "ordered",
@@ -136,7 +141,7 @@ class Settings(RunConfig):
             "sparsity_warmup": 0.5,
             "prune_lr": 5e-4,
             "finetune_lr": 5e-4,
-            "lambda2": 1000.0}}
+            "lambda2": 7600.0}}
 
     def groups(self):
         """Return the names of the masks to learn."""
@@ -405,7 +410,7 @@ def load_pretrained(model, config, seed=0):
     Returns (BERT, notes for the user, one line each). Raises UserError as load_finetuned.
     """
     torch.manual_seed(seed)
-    return load_encoder(BERT, config, read_weights(model), model)
+    return load_encoder(BERT, config, model)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -626,11 +631,8 @@ def distilled_layers(L):
     return sorted({math.ceil(L * i / 4) - 1 for i in (1, 2, 3, 4)})
 
 
-def alive_layers(bert, z):
-    """Return which layers have an MHA or an FFN left, (L) bool. z: the masks, or {} without."""
-    if z:
-        return is_alive(z["z_mha"], z["z_head"]) | is_alive(z["z_ffn"], z["z_int"])
-    # without masks: sub-layers of a pruned network may be missing
+def alive_layers(bert):
+    """Return which layers of a pruned network have an MHA or an FFN left, (L) bool."""
     alive = [bool(layer.mha or layer.ffn) for layer in bert.layers]
     return torch.tensor(alive, device=bert.classifier.weight.device)
 
@@ -870,11 +872,11 @@ def fold_ffn(new, old, z_ffn, z_int, z_hidn):
     fold_norm(new.norm, old.norm, z_hidn)
 
 
-@torch.no_grad()
-def prune_model(bert, z):
+def leave_out(bert, z):
     """Build the network that masks leave: closed parts removed, soft values folded into weights.
 
-    z: the five masks, as from final_masks. Returns a new BERT with the outputs of the masked one.
+    z: the five masks. Returns a new BERT with the outputs of the masked one. Its weights are
+    functions of bert and z, so that gradients flow back to both.
     """
     # heads and FFN units that are left in each layer; a dead sub-layer has none
     z_hidn = z["z_hidn"]                                            # (d)
@@ -891,11 +893,11 @@ def prune_model(bert, z):
     # continues with the same random numbers.
     with torch.device("meta"):
         small = BERT(config)
-    small.to_empty(device=z_hidn.device)
+    # not trained themselves: they take on the gradients of what is written into them
+    small.to_empty(device=z_hidn.device).requires_grad_(False)
     for name in ("word", "position", "token_type"):
-        old = getattr(bert.embeddings, name)
-        every_row = z_hidn.new_ones(len(old.weight))
-        fold(getattr(small.embeddings, name), old, every_row, z_hidn.sign())
+        kept = getattr(bert.embeddings, name).weight[:, z_hidn > 0]
+        getattr(small.embeddings, name).weight.copy_(kept)
     fold_norm(small.embeddings.norm, bert.embeddings.norm, z_hidn)
     for i, (new, old) in enumerate(zip(small.layers, bert.layers)):
         if new.mha:
@@ -908,8 +910,17 @@ def prune_model(bert, z):
     else:
         every_row = z_hidn.new_ones(bert.config.pooler_size)
         fold(small.pooler, bert.pooler, every_row, z_hidn.sign())
-        small.classifier.load_state_dict(bert.classifier.state_dict())
+        small.classifier = bert.classifier
     return small.train(bert.training)
+
+
+@torch.no_grad()
+def prune_model(bert, z):
+    """Return leave_out(bert, z) as a network of its own, to be trained and saved.
+
+    z: the five masks, as from final_masks.
+    """
+    return copy.deepcopy(leave_out(bert, z)).requires_grad_()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -957,17 +968,14 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
     weights = [p for p in parameters if p.requires_grad]
     groups = [{"params": weights}]
     lambdas = lambda_optimizer = None
-    if masks is not None:
-        scale = max(1, MASK_LR_REFERENCE_STEPS / num_steps)
-        scale = min(scale, MAX_MASK_LR_SCALE)
-        groups.append({
-            "params": masks.parameters(), "lr": cfg.mask_lr * scale})
-        lambda1 = torch.tensor(0.0)
-        lambda2 = torch.tensor(cfg.lambda2)
-        lambdas = nn.ParameterList([lambda1, lambda2]).to(bert.classifier.weight.device)
+    if masks:
+        scale = min(max(1, MASK_LR_REFERENCE_STEPS / num_steps), MAX_MASK_LR_SCALE)
+        groups.append({"params": masks.parameters(), "lr": cfg.mask_lr * scale})
+        start = {"lambda1": torch.tensor(0.0), "lambda2": torch.tensor(cfg.lambda2 / scale)}
+        lambdas = nn.ParameterDict(start).to(bert.classifier.weight.device)
         # SGD, not Adam, whose step would hardly depend on how far s is from t
         lambda_optimizer = torch.optim.SGD(
-            lambdas.parameters(), lr=cfg.lambda_lr * scale, maximize=True)
+            lambdas.values(), lr=cfg.lambda_lr * scale, maximize=True)
     # no weight decay: it would pull log_alpha to 0, where final_z is one half
     optimizer = torch.optim.AdamW(groups, lr, weight_decay=0.0, fused=True)
     return weights, lambdas, optimizer, lambda_optimizer
@@ -992,24 +1000,25 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
     state = dict(bert=bert, W_layer=W_layer, masks=masks, lambdas=lambdas, optimizer=optimizer)
     progress = Progress(journal, stage, num_steps, state, device)
     batches = training_batches(data.train, cfg.batch_size, cfg.seed, num_steps, progress.start_step)
-    alive = alive_layers(bert, {})
     for step, (indices, batch) in progress.steps(batches):
         inputs, labels = to_device(device, batch)
         # forward: one sample of the masks for the whole batch
-        z = masks.sample() if masks is not None and step > cfg.mask_start * num_steps else {}
+        z = masks.sample() if masks and step > cfg.mask_start * num_steps else {}
+        student, project = bert, W_layer
+        if z:
+            # masks of 0 would do the same, but at the cost of the whole network
+            student = leave_out(bert, z)
+            project = partial(F.linear, weight=W_layer.weight[:, z["z_hidn"] > 0])
         with autocast(device, cfg.bf16):
             out_t = teacher(indices, inputs) if teacher else None
-            out = bert(**inputs, **z)
+            out = student(**inputs)
 
             # loss: L_distil, or without a teacher the loss on the labels
-            if z:
-                alive = alive_layers(bert, z)
             loss, losses, m = distillation_loss(out, out_t, labels, inputs["attention_mask"], cfg,
-                                                W_layer, alive)
+                                                project, alive_layers(student))
         if z:
-            s = masks.sparsity()
             t = target_sparsity(step, num_steps, cfg)
-            loss = loss + lagrangian(s, t, *lambdas)
+            loss = loss + lagrangian(masks.sparsity(), t, **lambdas)
 
         # backward
         optimizer.zero_grad()
@@ -1029,9 +1038,8 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
             # while pruning, the score is that of the network as it would be pruned now
             small = prune_model(bert, final_masks(masks, t)) if z else bert
             score = evaluate_dev(small, data)[data.metrics[0]]
-            terms = {"s": s, "t": t, "lambda1": lambdas[0], "lambda2": lambdas[1]} if z else {}
+            terms = dict(s=masks.sparsity(), t=t, **lambdas) if z else {}
             progress.log(("L_pred", "L_layer"), score=score, m=m, **terms)
-        progress.save_if_due()
     return progress.logged.get("m"), progress.seconds()
 
 
@@ -1054,9 +1062,8 @@ def run(cfg):
     # what is impossible is refused before anything is downloaded or trained
     check_reachable(masks, cfg)
     data, config = load_data(cfg, config, tokenizer)
-    folder = run_dir(cfg, [cfg.task, str(cfg.sparsity)])
-    key = resume_key(cfg, data)
-    if load_report(cfg, folder, key, print_report):
+    folder, key, is_finished = find_run(cfg, data, [cfg.task, str(cfg.sparsity)], print_report)
+    if is_finished:
         return
     student, notes = load_pretrained(cfg.model, config, cfg.seed)
     student.to(device)
@@ -1067,7 +1074,7 @@ def run(cfg):
     seconds = {}
     teacher, scores["teacher"], seconds["teacher"] = get_teacher(
         cfg, config, data, tokenizer, device,
-        load_finetuned, load_pretrained, train, cofi_line)
+        load_finetuned, load_pretrained, train)
     distilled = distilled_layers(len(teacher.config.heads_per_layer))
     teacher_outputs = cache_teacher(teacher, data.train, distilled, cfg)
 
@@ -1078,8 +1085,12 @@ def run(cfg):
         config.hidden_size, teacher.config.hidden_size, bias=False, device=device)
     # student and teacher come from one pre-trained model: their states begin alike
     nn.init.eye_(W_layer.weight)
-    m, seconds["prune"] = train(
-        "prune", student, data, cfg, journal, teacher_outputs, W_layer, masks)
+    if cfg.structure == "learned":
+        _, seconds["prune"] = train(
+            "prune", student, data, cfg, journal, teacher_outputs, W_layer, masks)
+    else:
+        # a baseline: masks are set at once, and all steps are left for fine-tuning
+        cfg, seconds["prune"] = choose_structure(student, teacher, masks, data, cfg, label_loss)
     z = final_masks(masks, cfg.sparsity)
     small = prune_model(student, z)
     scores["pruned"] = evaluate_dev(small, data)
@@ -1087,12 +1098,11 @@ def run(cfg):
     # Fine-tune what is left. W_layer reads the student's states, which have lost dimensions.
     kept = z["z_hidn"] > 0
     W_layer.weight = nn.Parameter(W_layer.weight.detach()[:, kept])
-    _, seconds["finetune"] = train(
+    m, seconds["finetune"] = train(
         "finetune", small, data, cfg, journal, teacher_outputs, W_layer)
     scores["finetuned"] = evaluate_dev(small, data)
     finish_run(
-        cfg, journal, tokenizer, student, small, (z, distilled, m), scores, seconds,
-        count_encoder_weights)
+        cfg, journal, tokenizer, student, small, (z, distilled, m), scores, seconds)
 
 
 def main(arguments=None):

@@ -52,9 +52,8 @@ from data.harness.device import autocast, device_name, to_device
 from data.harness.evaluate import evaluate, evaluate_dev, training_batches
 from data.harness.knowledge import Knowledge, special_ids, word_logits
 from data.harness.progress import Progress
-from data.harness.report import comparison_table, load_report, print_compression
-from data.harness.runs import get_teacher, load_data, load_finished, open_journal, resume_key
-from data.harness.runs import run_dir, save_model, setup
+from data.harness.report import comparison_table, find_run, print_compression
+from data.harness.runs import get_teacher, load_data, load_finished, open_journal, save_model, setup
 from data.sparse import save_sparse, speedup_csr
 from data.tasks import Dataset
 from data.tokenized import batches, concatenate
@@ -440,7 +439,6 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
             scores = evaluate_dev(bert, data)
             progress.log(("L_hidden", "L_att", "L_pred"), strategy=strategy, target=sparsity,
                          s=state["s"], scores=scores)
-        progress.save_if_due()
     return progress.logged["scores"], progress.seconds()
 
 
@@ -560,14 +558,15 @@ def run(cfg):
         if "small_dense" in cfg.strategy.split(","):
             small_dense_sizes(config, sparsity)
     data, config = load_data(cfg, config, tokenizer)
-    folder, key = run_dir(cfg, ["sparsebert", cfg.task, cfg.sparsity]), resume_key(cfg, data)
-    if load_report(cfg, folder, key, print_comparison):
+    folder, key, is_finished = find_run(
+        cfg, data, ["sparsebert", cfg.task, cfg.sparsity], print_comparison)
+    if is_finished:
         return
     bert, notes = load_pretrained(cfg.model, config, cfg.seed)
     print_header(folder, data, notes, cofi.COFI_HEADER)
     teacher, teacher_scores, seconds = get_teacher(
         cfg, config, data, tokenizer, device, cofi.load_finetuned, load_pretrained,
-        cofi.train, cofi.cofi_line)
+        cofi.train)
     for name in ("hidden_size", "attention_head_size", "heads_per_layer", "ffn_per_layer"):
         if getattr(teacher.config, name) != getattr(config, name):
             raise UserError(f"--teacher must have the {name} of {cfg.model}, got {cfg.teacher}. "

@@ -277,12 +277,13 @@ def load_weights(make, config, weights, model):
     return bert
 
 
-def load_encoder(make, config, weights, model):
+def load_encoder(make, config, model):
     """Return make(config), a network, with a pre-trained encoder, and notes for the user.
 
     The classifier stays as it was initialized. So does the pooler if the model has none, or one
     that was never trained (all biases 0). Raises UserError as load_weights.
     """
+    weights = read_weights(model)
     notes, new_parts = [], ["classifier"]
     if "classifier.weight" in weights:
         notes.append(f"{model}: classifier does not match this task, initializing a new one")

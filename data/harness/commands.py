@@ -14,6 +14,7 @@ from data.checkpoint import align_labels
 from data.errors import UserError
 from data.files import is_folder, read_json, write_atomically
 from data.harness.cli import RunConfig, make_parser, parse_settings
+from data.harness.compare import compare
 from data.harness.console import exit_code
 from data.harness.device import pick_device, set_threads
 from data.harness.evaluate import evaluate, predict_logits
@@ -29,7 +30,9 @@ COMMANDS = {      # what to do instead of a run: {flag: (metavar, help)}
     "predict": (("MODEL", "TEXT"), "Predict: MODEL SENTENCE [SENTENCE], or MODEL QUESTION CONTEXT. "
                 "Put a space before a text that begins with -"),
     "submit": ("MODEL", "Write predictions for the test set as GLUE's server takes them"),
-    "export": ("FOLDER", "Write model.pt2, a program that needs PyTorch alone")}
+    "export": ("FOLDER", "Write model.pt2, a program that needs PyTorch alone"),
+    "compare": ("FOLDER", "Compare the finished runs of a folder, such as out: a table, and a chart "
+                "of score over speed-up")}
 
 
 def run_cli(name, doc, kind, run, arguments, load=None):
@@ -47,13 +50,15 @@ def run_cli(name, doc, kind, run, arguments, load=None):
         if not asked:
             run(cfg)
         for flag, value in asked.items():
-            run_command(flag, value, load, given)
+            run_command(flag, value, load, given, kind)
 
     return exit_code(name, start)
 
 
-def run_command(name, value, load, given):
-    """Run one of COMMANDS. value: its words; given: the other flags, {name: value}."""
+def run_command(name, value, load, given, kind):
+    """Run one of COMMANDS. value: its words; given: the other flags, {name: value}; kind: the class
+    of settings.
+    """
     allowed = {"threads", "device"}
     if name in ("evaluate", "submit"):
         allowed |= {"task", "data", "max_length"}
@@ -69,6 +74,8 @@ def run_command(name, value, load, given):
         submit(value, load, given, device)
     elif name == "export":
         export(value, load)
+    elif name == "compare":
+        compare(value, kind)
 
 
 def settings_of(model):

@@ -19,7 +19,6 @@ class Progress:
             progress.add(losses)
             if progress.should_log:
                 progress.log(("L_pred",), score=...)
-            progress.save_if_due()
 
     state: {name: object with a state_dict, or None}; extra: values that are saved with a checkpoint
     and restored from it, to be read and changed as progress.extra; log_lines: lines of the log for
@@ -42,13 +41,14 @@ class Progress:
         self.step = self.start_step
 
     def steps(self, batches):
-        """Yield (step, batch), counted from 1."""
+        """Yield (step, batch), counted from 1. After a step a checkpoint is written if it is due."""
         for step, batch in self.journal.steps(batches, self.stage, self.num_steps, self.start_step):
             self.step = step
             is_last = step == self.num_steps
             self.should_log = is_last or step % self.log_every == 0
             self.should_save = is_last
             yield step, batch
+            self.save_if_due()
 
     def seconds(self):
         return time.perf_counter() - self.start_time

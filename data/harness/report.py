@@ -13,7 +13,7 @@ from data.files import read_json, read_text, write_text
 from data.harness.charts import plot_run
 from data.harness.device import device_name, synchronize, to_device
 from data.harness.drawing import draw_structure, for_encoding
-from data.harness.runs import load_finished, save_model
+from data.harness.runs import load_finished, resume_key, run_dir, save_model
 
 
 @torch.no_grad()
@@ -70,8 +70,7 @@ def run_result(cfg, key, device, scores, weights, seconds, speedup, length):
         "device": device_name(device), "versions": library_versions()}
 
 
-def finish_run(cfg, journal, tokenizer, student, small, structure, scores, seconds,
-               count_encoder_weights):
+def finish_run(cfg, journal, tokenizer, student, small, structure, scores, seconds):
     """Measure the speed-up, write everything that a run of cofi.py leaves, and print the report.
 
     student, small: the network before and after pruning; structure: (final masks, distilled teacher
@@ -80,7 +79,8 @@ def finish_run(cfg, journal, tokenizer, student, small, structure, scores, secon
     folder, device = journal.folder, student.classifier.weight.device
     length = min(128, student.config.max_position_embeddings)
     speedup = measure_speedup(student, small)
-    weights = {"encoder": [count_encoder_weights(bert) for bert in (student, small)],
+    weights = {"encoder": [sum(p.numel() for p in bert.layers.parameters() if p.dim() == 2)
+                           for bert in (student, small)],
                "total": [sum(p.numel() for p in bert.parameters()) for bert in (student, small)]}
     result = run_result(cfg, journal.settings, device, scores, weights, seconds, speedup, length)
     z, distilled, m = structure
@@ -92,11 +92,13 @@ def finish_run(cfg, journal, tokenizer, student, small, structure, scores, secon
     print_report(folder, result)
 
 
-def load_report(cfg, folder, key, print_result):
-    """Print the report of a run that was finished earlier. Returns whether there is one.
+def find_run(cfg, data, words, print_result):
+    """Find where a run belongs, and print its report if it was finished earlier.
 
-    print_result(folder, result): prints it.
+    words: as run_dir takes them; print_result(folder, result): prints a report. Returns (folder,
+    resume_key, whether it was finished).
     """
+    folder, key = run_dir(cfg, words), resume_key(cfg, data)
     result = None if cfg.overwrite else load_finished(folder, key)
     if result:
         print(f"run        {folder}, finished earlier. Use --overwrite to replace it")
@@ -105,7 +107,7 @@ def load_report(cfg, folder, key, print_result):
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder / 'result.json'} is damaged ({type(error).__name__}: {error}"
                             "). Use --overwrite to start over") from error
-    return bool(result)
+    return folder, key, bool(result)
 
 
 def write_curves(folder, records, distilled, result):

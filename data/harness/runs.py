@@ -9,6 +9,7 @@ import torch
 from data.checkpoint import align_labels, read_config, weights_path, write_checkpoint
 from data.errors import UserError
 from data.files import file_digest, read_json, write_json
+from data.harness.console import cofi_line
 from data.harness.device import pick_device, set_threads
 from data.harness.evaluate import evaluate_dev
 from data.harness.journal import Journal, diff_settings
@@ -155,11 +156,10 @@ def save_model(folder, bert, tokenizer, result):
 # ---- the teacher ---------------------------------------------------------------------------------
 
 
-def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, load_pretrained, train,
-                format_line):
+def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, load_pretrained, train):
     """Return the teacher: the one given, one trained earlier with these settings, or a new one.
 
-    load_finetuned, load_pretrained, train: the functions of cofi.py; format_line: of the log.
+    load_finetuned, load_pretrained, train: the functions of cofi.py.
     Returns (BERT in eval mode, {metric: dev score}, seconds of training).
     """
     if cfg.teacher:
@@ -187,7 +187,7 @@ def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, load_pretr
             if not cfg.overwrite:
                 raise UserError(f"{folder} holds a damaged teacher ({error}). Use --overwrite to "
                                 "train it again") from error
-    journal = open_journal(folder, key, cfg, format_line)
+    journal = open_journal(folder, key, cfg, cofi_line)
     teacher, _ = load_pretrained(cfg.model, config, cfg.seed)
     teacher.to(device)
     _, seconds = train("teacher", teacher, data, cfg, journal)

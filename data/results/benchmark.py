@@ -85,7 +85,8 @@ def naive_loss(student, teacher, W_layer, batch, z, cfg):
         error = (W_layer(H_s[j + 1]) - H_t[i + 1]).square().mean(-1)
         return error[batch["attention_mask"]].mean()
 
-    alive, limit, L_layer = cofi.alive_layers(student, z), len(student.layers), 0.0
+    alive = cofi.is_alive(z["z_mha"], z["z_head"]) | cofi.is_alive(z["z_ffn"], z["z_int"])
+    limit, L_layer = len(student.layers), 0.0
     for i in reversed(cofi.distilled_layers(len(teacher.layers))):
         with torch.no_grad():
             candidates = {j: distance(i, j) for j in range(limit) if alive[j]}

@@ -130,7 +130,7 @@ def exercise_all_lines(teacher, sparse, cofi, sparsebert):
         states, W_layer = model(**batch, **given).hidden_states[1:], nn.Linear(d, 13, bias=False)
         for matching in ("free", "ordered", "fixed"):
             cofi.layer_loss(states, out_t.hidden_states[1:], batch["attention_mask"], W_layer,
-                            cofi.alive_layers(model, given), matching)
+                            cofi.alive_layers(model), matching)
 
     labels, heads = torch.zeros(6).long(), {1: list(range(9))}
     for teacher_or_none in (other, None):
