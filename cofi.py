@@ -745,8 +745,7 @@ def bisect(fits):
     >>> round(largest, 6), round(smallest, 6)
     (0.5, 0.5)
     """
-    low = -FAR
-    high = FAR
+    low, high = -FAR, FAR
     for _ in range(60):
         middle = (low + high) / 2
         if fits(middle):
@@ -895,9 +894,10 @@ def leave_out(bert, z):
         small = BERT(config)
     # not trained themselves: they take on the gradients of what is written into them
     small.to_empty(device=z_hidn.device).requires_grad_(False)
+    kept = z_hidn.nonzero()[:, 0]
     for name in ("word", "position", "token_type"):
-        kept = getattr(bert.embeddings, name).weight[:, z_hidn > 0]
-        getattr(small.embeddings, name).weight.copy_(kept)
+        table = getattr(bert.embeddings, name).weight.index_select(1, kept)
+        getattr(small.embeddings, name).weight.copy_(table)
     fold_norm(small.embeddings.norm, bert.embeddings.norm, z_hidn)
     for i, (new, old) in enumerate(zip(small.layers, bert.layers)):
         if new.mha:
@@ -966,6 +966,9 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
     # log_alpha is not among the clipped weights: the gradient of L_c must reach it undiminished
     parameters = nn.ModuleList([bert, W_layer]).parameters()
     weights = [p for p in parameters if p.requires_grad]
+    # What a sample leaves out has a gradient of 0, not None: as with masks of 0, Adam's means go on.
+    for p in weights:
+        p.grad = torch.zeros_like(p)
     groups = [{"params": weights}]
     lambdas = lambda_optimizer = None
     if masks:
@@ -1021,7 +1024,7 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
             loss = loss + lagrangian(masks.sparsity(), t, **lambdas)
 
         # backward
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(weights, 1.0)
         progress.check_finite(loss, grad_norm)
@@ -1070,8 +1073,7 @@ def run(cfg):
     print_header(folder, data, notes, COFI_LEGEND + COFI_HEADER)
 
     # The teacher is fine-tuned on the labels, or found where an earlier run has left it.
-    scores = {}
-    seconds = {}
+    scores, seconds = {}, {}
     teacher, scores["teacher"], seconds["teacher"] = get_teacher(
         cfg, config, data, tokenizer, device,
         load_finetuned, load_pretrained, train)
@@ -1080,7 +1082,7 @@ def run(cfg):
 
     # Prune: the student learns log_alpha and weights together, then what is closed is removed.
     journal = open_journal(folder, key, cfg, cofi_line)
-    masks = masks.to(device)
+    masks.to(device)
     W_layer = nn.Linear(
         config.hidden_size, teacher.config.hidden_size, bias=False, device=device)
     # student and teacher come from one pre-trained model: their states begin alike
@@ -1096,8 +1098,7 @@ def run(cfg):
     scores["pruned"] = evaluate_dev(small, data)
 
     # Fine-tune what is left. W_layer reads the student's states, which have lost dimensions.
-    kept = z["z_hidn"] > 0
-    W_layer.weight = nn.Parameter(W_layer.weight.detach()[:, kept])
+    W_layer.weight = nn.Parameter(W_layer.weight.detach()[:, z["z_hidn"] > 0])
     m, seconds["finetune"] = train(
         "finetune", small, data, cfg, journal, teacher_outputs, W_layer)
     scores["finetuned"] = evaluate_dev(small, data)
