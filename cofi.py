@@ -46,13 +46,12 @@ from typing import NamedTuple
 
 # `data` comes first: from here on Ctrl-C ends the program without a traceback
 from data.checkpoint import load_encoder, load_weights, read_finetuned
-from data.errors import UserError
 from data.harness.baselines import STRUCTURES, choose_structure
 from data.harness.cli import EPOCHS, LEARNING_RATE, SHARE, WEIGHT, RunConfig, flag
 from data.harness.commands import run_cli
 from data.harness.console import COFI_HEADER, COFI_LEGEND, cofi_line, print_header
 from data.harness.device import autocast, to_device
-from data.harness.evaluate import evaluate_dev, training_batches
+from data.harness.evaluate import evaluate_dev
 from data.harness.progress import Progress
 from data.harness.report import find_run, finish_run, print_report
 from data.harness.runs import check_reachable, get_teacher, load_data, open_journal, setup
@@ -104,10 +103,10 @@ class Settings(RunConfig):
         20.0, "Epochs of fine-tuning the pruned model (paper: 20)", range=EPOCHS)
     mask_start: float = flag(
         1 / 20, "Share of pruning before the masks start (paper: 4/100 on small sets, 1/20)",
-        range=SHARE)
+        range=SHARE, is_share=True)
     sparsity_warmup: float = flag(
         2 / 20, "Share of pruning in which t rises (paper: 20/100 on small sets, 2/20)",
-        range=SHARE)
+        range=SHARE, is_share=True)
     # learning rates; those of weights fall to 0, those of masks and multipliers are constant
     prune_lr: float = flag(
         2e-5, "Learning rate during pruning (paper: 2e-5). Short schedules need a larger one",
@@ -146,13 +145,6 @@ class Settings(RunConfig):
     def groups(self):
         """Return the names of the masks to learn."""
         return [f"z_{name}" for name in self.masks.split(",")]
-
-    def check(self):
-        """Raise UserError for the first setting that is not allowed."""
-        super().check()
-        if self.mask_start + self.sparsity_warmup > 1:
-            raise UserError(f"--mask_start plus --sparsity_warmup must be at most 1, got "
-                            f"{self.mask_start:g} and {self.sparsity_warmup:g}. Try smaller shares")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -631,10 +623,13 @@ def distilled_layers(L):
     return sorted({math.ceil(L * i / 4) - 1 for i in (1, 2, 3, 4)})
 
 
-def alive_layers(bert):
-    """Return which layers of a pruned network have an MHA or an FFN left, (L) bool."""
-    alive = [bool(layer.mha or layer.ffn) for layer in bert.layers]
-    return torch.tensor(alive, device=bert.classifier.weight.device)
+def alive_layers(hidden_states):
+    """Return which layers have weights left, (L) bool: a dead one returns its input unchanged.
+
+    hidden_states: L + 1 states (B, T, d), as in Output.
+    """
+    H = torch.stack(hidden_states)
+    return (H[1:] != H[:-1]).flatten(1).any(1)
 
 
 def match_layers(distance, alive, matching):
@@ -686,7 +681,7 @@ def layer_loss(student, teacher, attention_mask, W_layer, alive, matching):
     return loss, m
 
 
-def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer, alive):
+def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer):
     """Return the loss of the network, (L_pred, L_layer) without their weights, and m or None.
 
     out, out_t: Output of student and teacher, the latter None without distillation. Labels count
@@ -701,8 +696,9 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer, alive):
         loss = pred = label_loss(out.logits.float(), labels)
     layer = torch.zeros_like(pred)
     if out_t and cfg.layer_weight:
-        layer, m = layer_loss(out.hidden_states[1:], out_t.hidden_states[1:], attention_mask,
-                              W_layer, alive, cfg.matching)
+        layer, m = layer_loss(
+            out.hidden_states[1:], out_t.hidden_states[1:], attention_mask, W_layer,
+            alive_layers(out.hidden_states), cfg.matching)
         loss = loss + cfg.layer_weight * layer                      # §3.2 L_distil
     return loss, torch.stack([pred, layer]).detach(), m
 
@@ -723,7 +719,9 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer, alive):
 # one unit (more only where masks of a group are exactly equal).
 #
 # A pruned matrix is diag(z_rows) W diag(z_columns) without the closed rows and columns. With the
-# masks folded into the weights, the pruned network has the outputs of the masked one.
+# masks folded into the weights, the pruned network has the outputs of the masked one, and the same
+# gradients. So it serves twice: for the result, and in every step of pruning (`leave_out`), which
+# then costs only what the sample of the masks leaves open.
 #
 # DEPARTURE: the authors' code does not fold z_hidn into LayerNorm and into biases, so that masked
 # and pruned network differ.
@@ -745,7 +743,8 @@ def bisect(fits):
     >>> round(largest, 6), round(smallest, 6)
     (0.5, 0.5)
     """
-    low, high = -FAR, FAR
+    low = -FAR
+    high = FAR
     for _ in range(60):
         middle = (low + high) / 2
         if fits(middle):
@@ -937,10 +936,11 @@ def prune_model(bert, z):
 # constant: masks and weights settle.
 #
 # DEPARTURE: the authors' code updates the multipliers with Adam: a step of .01 whatever s - t is.
-# Here plain gradient ascent: a step in proportion to s - t. lambda2 starts at 100 (toy: 1,000), not
-# at 0.
+# Here plain gradient ascent: a step in proportion to s - t. lambda2 does not start at 0, but at
+# 1,400 (toy: 7,600).
 # DEPARTURE: in a run of fewer than 10,000 steps the learning rates of masks and multipliers are
-# scaled up. From open to closed is the same distance in few steps as in many.
+# scaled up: from open to closed is the same distance in few steps as in many. lambda2 is scaled
+# down: in few steps s cannot follow t closely, and a large lambda2 would only push harder.
 # DEPARTURE: the learning rate falls linearly to 0 in all stages; in the paper it is constant in the
 # last one. The last step counts; in the paper the best step on the dev set.
 # DEPARTURE: the optimizer keeps its state when the masks start. In the authors' code it restarts,
@@ -966,14 +966,16 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
     # log_alpha is not among the clipped weights: the gradient of L_c must reach it undiminished
     parameters = nn.ModuleList([bert, W_layer]).parameters()
     weights = [p for p in parameters if p.requires_grad]
-    # What a sample leaves out has a gradient of 0, not None: as with masks of 0, Adam's means go on.
+    # what a sample leaves out has a gradient of 0, not None: as with masks of 0, Adam's means go on
     for p in weights:
         p.grad = torch.zeros_like(p)
     groups = [{"params": weights}]
     lambdas = lambda_optimizer = None
     if masks:
         scale = min(max(1, MASK_LR_REFERENCE_STEPS / num_steps), MAX_MASK_LR_SCALE)
-        groups.append({"params": masks.parameters(), "lr": cfg.mask_lr * scale})
+        groups.append({
+            "params": masks.parameters(),
+            "lr": cfg.mask_lr * scale})
         start = {"lambda1": torch.tensor(0.0), "lambda2": torch.tensor(cfg.lambda2 / scale)}
         lambdas = nn.ParameterDict(start).to(bert.classifier.weight.device)
         # SGD, not Adam, whose step would hardly depend on how far s is from t
@@ -1002,14 +1004,14 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
         bert, W_layer, masks, cfg, num_steps, lr)
     state = dict(bert=bert, W_layer=W_layer, masks=masks, lambdas=lambdas, optimizer=optimizer)
     progress = Progress(journal, stage, num_steps, state, device)
-    batches = training_batches(data.train, cfg.batch_size, cfg.seed, num_steps, progress.start_step)
-    for step, (indices, batch) in progress.steps(batches):
+    for step, (indices, batch) in progress.steps(data.train, cfg):
         inputs, labels = to_device(device, batch)
         # forward: one sample of the masks for the whole batch
         z = masks.sample() if masks and step > cfg.mask_start * num_steps else {}
-        student, project = bert, W_layer
-        if z:
-            # masks of 0 would do the same, but at the cost of the whole network
+        student, project = partial(bert, **z), W_layer
+        if z and device.type == "cpu":
+            # The same outputs and gradients, at the cost of what is open. A GPU would wait for the
+            # CPU, which finds out what is open (not measured).
             student = leave_out(bert, z)
             project = partial(F.linear, weight=W_layer.weight[:, z["z_hidn"] > 0])
         with autocast(device, cfg.bf16):
@@ -1017,8 +1019,8 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
             out = student(**inputs)
 
             # loss: L_distil, or without a teacher the loss on the labels
-            loss, losses, m = distillation_loss(out, out_t, labels, inputs["attention_mask"], cfg,
-                                                project, alive_layers(student))
+            loss, losses, m = distillation_loss(
+                out, out_t, labels, inputs["attention_mask"], cfg, project)
         if z:
             t = target_sparsity(step, num_steps, cfg)
             loss = loss + lagrangian(masks.sparsity(), t, **lambdas)
@@ -1073,7 +1075,8 @@ def run(cfg):
     print_header(folder, data, notes, COFI_LEGEND + COFI_HEADER)
 
     # The teacher is fine-tuned on the labels, or found where an earlier run has left it.
-    scores, seconds = {}, {}
+    scores = {}
+    seconds = {}
     teacher, scores["teacher"], seconds["teacher"] = get_teacher(
         cfg, config, data, tokenizer, device,
         load_finetuned, load_pretrained, train)

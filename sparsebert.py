@@ -49,7 +49,7 @@ from data.harness.commands import run_cli
 from data.harness.console import SPARSEBERT_HEADER, SPARSEBERT_LEGEND, print_header
 from data.harness.console import sparsebert_line
 from data.harness.device import autocast, device_name, to_device
-from data.harness.evaluate import evaluate, evaluate_dev, training_batches
+from data.harness.evaluate import evaluate, evaluate_dev
 from data.harness.knowledge import Knowledge, special_ids, word_logits
 from data.harness.progress import Progress
 from data.harness.report import comparison_table, find_run, print_compression
@@ -408,8 +408,7 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
     state = progress.extra
     masks.update({name: mask.to(device) for name, mask in state["masks"].items()})
     state["masks"] = masks
-    stream = training_batches(data.train, cfg.batch_size, cfg.seed, num_steps, progress.start_step)
-    for step, (_, batch) in progress.steps(stream):
+    for step, (_, batch) in progress.steps(data.train, cfg):
         inputs, labels = to_device(device, batch)
 
         # forward and loss

@@ -455,7 +455,7 @@ def test_distillation_loss(pred_weight, layer_weight, distil, bf16):
     cfg = cofi.Settings(pred_weight=pred_weight, layer_weight=layer_weight, matching="ordered")
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss, losses, m = cofi.distillation_loss(out, out_t if distil else None, labels, mask, cfg,
-                                                 W_layer, alive)
+                                                 W_layer)
     expected, layer, has_layers = F.cross_entropy(out.logits, labels), 0.0, distil and layer_weight
     if distil and pred_weight:
         expected = pred_weight * cofi.pred_loss(out.logits, out_t.logits, cfg.temperature)

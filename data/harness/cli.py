@@ -22,7 +22,8 @@ def flag(default, help, **allowed):
     """Declare a setting: its default, its help, and what is allowed.
 
     allowed: range=(low, high), both included; choices=(...), one of them; or some_of=(...), one or
-    more of them, separated by commas.
+    more of them, separated by commas. is_share=True: at most 1 together
+    with the other shares.
     """
     return field(default=default, metadata={"help": help, **allowed})
 
@@ -41,6 +42,11 @@ def check_allowed(cfg):
         if "range" in f.metadata:
             low, high = f.metadata["range"]
             check_in_range(f.name, value, low, high)
+    shares = [f.name for f in fields(cfg) if "is_share" in f.metadata]
+    values = [getattr(cfg, name) for name in shares]
+    if sum(values) > 1:
+        raise UserError(f"{' plus '.join(f'--{name}' for name in shares)} must be at most 1, got "
+                        f"{' and '.join(f'{value:g}' for value in values)}. Try smaller shares")
 
 
 def check_in_range(name, value, low, high):

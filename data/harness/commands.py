@@ -31,8 +31,8 @@ COMMANDS = {      # what to do instead of a run: {flag: (metavar, help)}
                 "Put a space before a text that begins with -"),
     "submit": ("MODEL", "Write predictions for the test set as GLUE's server takes them"),
     "export": ("FOLDER", "Write model.pt2, a program that needs PyTorch alone"),
-    "compare": ("FOLDER", "Compare the finished runs of a folder, such as out: a table, and a chart "
-                "of score over speed-up")}
+    "compare": ("FOLDER", "Compare the finished runs of a folder, such as out: a table, and a "
+                "chart of score over speed-up")}
 
 
 def run_cli(name, doc, kind, run, arguments, load=None):

@@ -4,6 +4,7 @@ import time
 import torch
 
 from data.errors import UserError
+from data.harness.evaluate import training_batches
 
 FINITE_CHECK_STEPS = 50     # on a GPU; ours: the check waits for the GPU to finish the step
 
@@ -12,7 +13,7 @@ class Progress:
     """The bookkeeping of a training loop. On creation the stage resumes from its checkpoint.
 
         progress = Progress(journal, "prune", num_steps, state, device)
-        for step, batch in progress.steps(batches):
+        for step, batch in progress.steps(dataset, cfg):
             ...                                       # forward, loss, backward
             progress.check_finite(loss, grad_norm)    # before the optimizer touches the weights
             ...                                       # optimizer step
@@ -40,8 +41,13 @@ class Progress:
         self.log_every = max(1, num_steps // log_lines)
         self.step = self.start_step
 
-    def steps(self, batches):
-        """Yield (step, batch), counted from 1. After a step a checkpoint is written if it is due."""
+    def steps(self, dataset, cfg):
+        """Yield (step, batch) of training_batches, counted from 1.
+
+        After each step a checkpoint is written if it is due.
+        """
+        batches = training_batches(dataset, cfg.batch_size, cfg.seed, self.num_steps,
+                                   self.start_step)
         for step, batch in self.journal.steps(batches, self.stage, self.num_steps, self.start_step):
             self.step = step
             is_last = step == self.num_steps

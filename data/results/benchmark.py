@@ -5,6 +5,7 @@
 
 Weights are random, which does not change the time.
 """
+import copy
 import functools
 import importlib.util
 import itertools
@@ -101,7 +102,7 @@ def naive_loss(student, teacher, W_layer, batch, z, cfg):
 
 
 def naive_step(student, teacher, W_layer, masks, cfg, length):
-    """Return a function of a batch: a pruning step in fp32, every row padded to `length`."""
+    """Return a function of (indices, batch): a pruning step in fp32, rows padded to `length`."""
     weights = [p for module in (student, W_layer) for p in module.parameters() if p.requires_grad]
     device = W_layer.weight.device
     lambdas = [torch.zeros((), device=device, requires_grad=True) for _ in range(2)]
@@ -109,7 +110,7 @@ def naive_step(student, teacher, W_layer, masks, cfg, length):
     optimizer = torch.optim.AdamW(groups, cfg.prune_lr, weight_decay=0.0)
     lambda_optimizer = torch.optim.SGD(lambdas, cfg.lambda_lr, maximize=True)
 
-    def step(batch):
+    def step(indices, batch):
         inputs, _ = to_device(device, batch)
         padding = length - inputs["input_ids"].shape[1]
         inputs = {name: F.pad(x, (0, padding)) for name, x in inputs.items()}
@@ -127,7 +128,7 @@ def naive_step(student, teacher, W_layer, masks, cfg, length):
 
 
 def finetuning_step(config, cfg, device):
-    """Return a function of a batch: fine-tuning of the BERT of the package `transformers`."""
+    """Return a function of (indices, batch): fine-tuning of the BERT of `transformers`."""
     import transformers         # not among the requirements
     bert = transformers.BertForSequenceClassification(transformers.BertConfig(
         vocab_size=config.vocab_size, hidden_size=config.hidden_size,
@@ -137,7 +138,7 @@ def finetuning_step(config, cfg, device):
     bert.to(device).train()
     optimizer = torch.optim.AdamW(bert.parameters(), cfg.prune_lr, fused=True)
 
-    def step(batch, is_frozen=False):
+    def step(indices, batch, is_frozen=False):
         bert.bert.embeddings.requires_grad_(not is_frozen)
         inputs, labels = to_device(device, batch)
         inputs["attention_mask"] = inputs["attention_mask"].long()
@@ -151,10 +152,35 @@ def finetuning_step(config, cfg, device):
     return step
 
 
+def masked_step(student, teacher, W_layer, masks, cfg):
+    """Return a function of (indices, batch): a pruning step that multiplies by the masks, as the
+    equations do. teacher: a CachedTeacher.
+    """
+    weights = [p for module in (student, W_layer) for p in module.parameters() if p.requires_grad]
+    groups = [{"params": weights}, {"params": masks.parameters()}]
+    optimizer = torch.optim.AdamW(groups, 1e-9, weight_decay=0.0, fused=True)
+
+    def step(indices, batch):
+        inputs, labels = to_device(W_layer.weight.device, batch)
+        z = masks.sample()
+        with autocast(W_layer.weight.device, True):
+            loss, _, _ = cofi.distillation_loss(
+                student(**inputs, **z), teacher(indices, inputs), labels,
+                inputs["attention_mask"], cfg, W_layer)
+        loss = loss + cofi.lagrangian(masks.sparsity(), 0.0, 0.0, 1.0)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        masks.soft_clamp_()
+
+    return step
+
+
 def teacher_step(teacher, device):
-    """Return a function of a batch: the teacher's forward pass, which the cache saves."""
+    """Return a function of (indices, batch): the teacher's forward pass, which the cache saves."""
     @torch.no_grad()
-    def step(batch):
+    def step(indices, batch):
         inputs, _ = to_device(device, batch)
         with autocast(device, True):
             teacher(**inputs)
@@ -165,10 +191,10 @@ def teacher_step(teacher, device):
 class Turns:
     """A stand-in for a Journal: times the steps of cofi.train, and others on the same batches.
 
-    others: {name: function of a batch}; turns: the number of batches. They are spread evenly over
-    the lengths of the batches of an epoch, so that a mean is about the mean of the epoch; epoch:
-    their number. One more turn comes first, to warm up. On a GPU, where every new length is slow
-    the first time, all turns are taken twice and the second ones count.
+    others: {name: function of (indices, batch)}; turns: the number of batches. They are spread
+    evenly over the lengths of the batches of an epoch, so that a mean is about the mean of the
+    epoch; epoch: their number. One more turn comes first, to warm up. On a GPU, where every new
+    length is slow the first time, all turns are taken twice and the second ones count.
     """
 
     def __init__(self, others, turns, epoch, device):
@@ -200,7 +226,7 @@ class Turns:
             synchronize(self.device)
             stamps.append(time.perf_counter())
             for other in self.others.values():
-                other(batch)
+                other(indices, batch)
                 synchronize(self.device)
                 stamps.append(time.perf_counter())
             if i >= self.warm_up:
@@ -235,12 +261,20 @@ def thin_masks(config, t):
     return z
 
 
+@torch.no_grad()
 def random_masks(config, t):
-    """Return final masks of sparsity t from random log_alpha."""
+    """Return Masks with random log_alpha whose expected sparsity is t."""
     masks = cofi.Masks(config)
-    for log_alpha in masks.parameters():
-        nn.init.normal_(log_alpha, 0.0, 3.0)
-    return cofi.final_masks(masks, t)
+    values = [3 * torch.randn_like(log_alpha) for log_alpha in masks.parameters()]
+
+    def fits(shift):
+        for log_alpha, value in zip(masks.parameters(), values):
+            log_alpha.copy_(value + shift)
+        return masks.sparsity() >= t
+
+    shift, _ = cofi.bisect(fits)
+    fits(shift)
+    return masks
 
 
 # ---- the benchmark -------------------------------------------------------------------------------
@@ -281,12 +315,33 @@ def benchmark_step(cfg, config, device, data, turns):
         print(f"at most {gib:.2f} GiB, all of these together")
 
 
+def benchmark_sparsities(cfg, config, device, data, turns):
+    """Print the time of a pruning step by how much is closed, beside one that multiplies by masks.
+    """
+    teacher, d = cofi.BERT(config).to(device).eval(), config.hidden_size
+    layers = cofi.distilled_layers(len(config.heads_per_layer))
+    cached = cache_teacher(teacher, data.train, layers, cfg)
+    num_batches = math.ceil(len(data.train) / cfg.batch_size)
+    print(f"\n{'expected sparsity of random masks':36}seconds  multiplying by masks  to ours")
+    for t in (0.0, 0.3, 0.6, 0.8, 0.95):
+        masks = random_masks(config, t).to(device)
+        students = [cofi.BERT(config).to(device).train() for _ in range(2)]
+        W_layers = [nn.Linear(d, d, bias=False, device=device) for _ in range(2)]
+        for student in students:
+            student.embeddings.requires_grad_(False)
+        other = masked_step(students[1], cached, W_layers[1], copy.deepcopy(masks), cfg)
+        journal = Turns({"masked": other}, turns, num_batches, device)
+        cofi.train("prune", students[0], data, cfg, journal, cached, W_layers[0], masks)
+        ours, masked = (sum(journal.times[name]) for name in ("a pruning step", "masked"))
+        print(f"{t:<36g}{ours / turns:7.4f}{masked / turns:22.4f}{masked / ours:9.2f}")
+
+
 def benchmark_pruned(config, device, length):
     """Print how many times faster two networks of sparsity 95 % are than the dense one."""
     dense, is_cuda = cofi.BERT(config).to(device), device.type == "cuda"
     precisions = ["fp32"] + ["TF32"] * is_cuda + ["bf16"] * has_bf16(device)
     for kind, z in (("thin everywhere", thin_masks(config, 0.95)),
-                    ("at random", random_masks(config, 0.95))):
+                    ("at random", cofi.final_masks(random_masks(config, 0.95), 0.95))):
         small = cofi.prune_model(dense, {group: mask.to(device) for group, mask in z.items()})
         c = small.config
         ideal = multiply_adds(config, length) / multiply_adds(c, length)
@@ -314,4 +369,5 @@ def benchmark(model, task, batch_size, threads, turns, device):
     if not config.id2label:
         raise UserError(f"--task must have classes for the benchmark, got {task}")
     benchmark_step(cfg, config, device, data, turns)
+    benchmark_sparsities(cfg, config, device, data, turns)
     benchmark_pruned(config, device, min(128, config.max_position_embeddings))

@@ -5,6 +5,7 @@ from pathlib import Path
 import cofi
 import sparsebert
 from data.harness import report
+from data.harness.commands import COMMANDS
 
 ROOT = Path(cofi.__file__).parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -51,8 +52,9 @@ def test_flags_exist():
     """Every flag in the README is one of the programs or of test_cofi.py."""
     known = {f"--{name}" for kind in (cofi.Settings, sparsebert.Settings)
              for name in kind.__dataclass_fields__}
-    known |= {"--no-bf16", "--help", "--evaluate", "--predict", "--submit", "--export", "--guide",
-              "--assignment", "--answer", "--grade", "--benchmark"}
+    known |= {f"--{name}" for name in COMMANDS}
+    known |= {"--no-bf16", "--help", "--guide", "--assignment", "--answer", "--grade",
+              "--benchmark"}
     assert set(re.findall(r"(?<![\w-])--\w[\w-]*", README)) <= known
 
 

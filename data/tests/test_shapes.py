@@ -127,10 +127,10 @@ def exercise_all_lines(teacher, sparse, cofi, sparsebert):
     cofi.lagrangian(masks.sparsity(), 0.5, 0.0, 1.0)
     cofi.pred_loss(torch.ones(6, 1), torch.ones(6, 1), 2.0)
     for model, given, d in (bert, {}, 13), (bert, z, 13), (small, {}, 10):
-        states, W_layer = model(**batch, **given).hidden_states[1:], nn.Linear(d, 13, bias=False)
+        states, W_layer = model(**batch, **given).hidden_states, nn.Linear(d, 13, bias=False)
         for matching in ("free", "ordered", "fixed"):
-            cofi.layer_loss(states, out_t.hidden_states[1:], batch["attention_mask"], W_layer,
-                            cofi.alive_layers(model), matching)
+            cofi.layer_loss(states[1:], out_t.hidden_states[1:], batch["attention_mask"], W_layer,
+                            cofi.alive_layers(states), matching)
 
     labels, heads = torch.zeros(6).long(), {1: list(range(9))}
     for teacher_or_none in (other, None):
