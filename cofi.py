@@ -990,7 +990,7 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
     """Run one stage, in place: "teacher" on labels, "prune" with masks, "finetune" without.
 
     journal: from it an interrupted stage resumes; teacher: a CachedTeacher, or None for the labels.
-    Returns m at the last step, a list or None, and the seconds of the stage.
+    Returns what was logged last, with the dev scores and m, and the seconds of the stage.
     """
     device = bert.classifier.weight.device
     num_steps = cfg.num_steps(stage, len(data.train))
@@ -1042,10 +1042,10 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
         if progress.should_log:
             # while pruning, the score is that of the network as it would be pruned now
             small = prune_model(bert, final_masks(masks, t)) if z else bert
-            score = evaluate_dev(small, data)[data.metrics[0]]
+            scores = evaluate_dev(small, data)
             terms = dict(s=masks.sparsity(), t=t, **lambdas) if z else {}
-            progress.log(("L_pred", "L_layer"), score=score, m=m, **terms)
-    return progress.logged.get("m"), progress.seconds()
+            progress.log(("L_pred", "L_layer"), scores=scores, m=m, **terms)
+    return progress.logged, progress.seconds()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1102,11 +1102,11 @@ def run(cfg):
 
     # Fine-tune what is left. W_layer reads the student's states, which have lost dimensions.
     W_layer.weight = nn.Parameter(W_layer.weight.detach()[:, z["z_hidn"] > 0])
-    m, seconds["finetune"] = train(
+    last, seconds["finetune"] = train(
         "finetune", small, data, cfg, journal, teacher_outputs, W_layer)
-    scores["finetuned"] = evaluate_dev(small, data)
+    scores["finetuned"] = last["scores"]
     finish_run(
-        cfg, journal, tokenizer, student, small, (z, distilled, m), scores, seconds)
+        cfg, journal, tokenizer, student, small, (z, distilled, last["m"]), scores, seconds)
 
 
 def main(arguments=None):

@@ -66,7 +66,11 @@ class Submission:
         self.connection = socket.socket(socket.AF_UNIX)
         self.connection.connect(server.path)
         self.pid = self.receive()["answer"]
-        self.ask("load", sources)
+        try:
+            self.ask("load", sources)
+        except RemoteError:
+            self.close()
+            raise
 
     def close(self):
         self.connection.close()

@@ -9,13 +9,15 @@ from data.errors import UserError, short_message
 from data.harness.journal import Interrupted, stop_signals
 
 COFI_LEGEND = """\
-L_pred   mean since the line above         s        expected sparsity       score  on the dev set
-         (loss on the labels without a     t        target sparsity         m      student layer
-         teacher or with pred_weight 0)    lambda1  linear multiplier              matched to each
-L_layer  mean since the line above         lambda2  quadratic multiplier           distilled layer
+L_pred   mean since the line above         s        expected sparsity      score  on the dev set
+         (loss on the labels without a     t        target sparsity        left   to stage's end
+         teacher or with pred_weight 0)    lambda1  linear multiplier      m      student layer
+L_layer  mean since the line above         lambda2  quadratic multiplier          matched to each
+                                                                                  distilled layer
 
 """
-COFI_HEADER = "stage       step   L_pred  L_layer       s       t   lambda1   lambda2   score  m"
+COFI_HEADER = ("stage       step   L_pred  L_layer       s       t  lambda1  lambda2   score"
+               "    left  m")
 
 SPARSEBERT_LEGEND = """\
 L_hidden, L_att, L_pred   means since the line above, before their weights; without distillation
@@ -38,15 +40,27 @@ def print_header(folder, data, notes, columns):
     print(f"\n{columns}")
 
 
+def duration(seconds):
+    """Format seconds as 5:04, minutes and seconds, or from an hour on as 2h05.
+
+    Example:
+    >>> duration(304), duration(7512)
+    ('5:04', '2h05')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+
+
 def cofi_line(record):
     """Format a record of cofi.py's log. The first layer is printed as 1, no match as a dot."""
+    score = next(iter(record["scores"].values()))
     line = "{stage:9}{step:7}{L_pred:9.4f}{L_layer:9.4f}".format(**record)
     if "s" in record:
-        line += "{s:8.4f}{t:8.4f}{lambda1:10.3f}{lambda2:10.3f}".format(**record)
+        line += "{s:8.4f}{t:8.4f}{lambda1:9.2f}{lambda2:9.2f}".format(**record)
     else:
-        line += f"{'-':>8}{'-':>8}{'-':>10}{'-':>10}"
+        line += f"{'-':>8}{'-':>8}{'-':>9}{'-':>9}"
     matched = " ".join("." if layer < 0 else str(layer + 1) for layer in record["m"] or [])
-    return f"{line}{record['score']:8.4f}  {matched}"
+    return f"{line}{score:8.4f}{duration(record['left']):>8}  {matched}"
 
 
 def sparsebert_line(record):

@@ -99,7 +99,11 @@ class Journal:
     def log(self, record):
         """Append a record, a dict that names its stage, to log.jsonl and print it as a line."""
         self.write_records([*self.records(), record])
-        tqdm.write(self.format_line(record).rstrip(), file=sys.stdout)
+        self.tell(self.format_line(record).rstrip())
+
+    def tell(self, line):
+        """Print a line above the progress bar."""
+        tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
     def records(self):
@@ -155,7 +159,7 @@ class Journal:
             if name in saved["random"]:
                 generator.set_rng_state(saved["random"][name])
         write_text(self.path, saved["log"])
-        tqdm.write(f"{stage:9} resumes after step {saved['step']}", file=sys.stdout)
+        self.tell(f"{stage:9} resumes after step {saved['step']}")
         return saved["step"], saved["extra"]
 
     def should_save(self):

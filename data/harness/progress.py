@@ -4,9 +4,14 @@ import time
 import torch
 
 from data.errors import UserError
+from data.harness.console import duration
 from data.harness.evaluate import training_batches
 
 FINITE_CHECK_STEPS = 50     # on a GPU; ours: the check waits for the GPU to finish the step
+ESTIMATE_STEPS = 20         # after so many steps a long run says how long it will take
+LONG_RUN = 10 * 60.0        # in seconds
+LONG_RUN_ON_CPU = 3 * 60 * 60.0
+STAGES = ("teacher", "prune", "finetune")       # of cofi.py, in order
 
 
 class Progress:
@@ -38,6 +43,7 @@ class Progress:
         self.start_time = time.perf_counter() - saved.get("seconds", 0)
         self.loss_sums = torch.as_tensor(saved.get("loss_sums", 0.0), device=device)
         self.last_losses = torch.zeros(())
+        self.log_seconds = saved.get("log_seconds", 0.0)
         self.log_every = max(1, num_steps // log_lines)
         self.step = self.start_step
 
@@ -55,6 +61,23 @@ class Progress:
             self.should_save = is_last
             yield step, batch
             self.save_if_due()
+            if step == ESTIMATE_STEPS:
+                self.print_estimate(cfg, len(dataset))
+
+    def print_estimate(self, cfg, num_examples):
+        """Say how long a long run will take, if all of its steps take as long as those so far."""
+        later = STAGES[STAGES.index(self.stage) + 1:] if self.stage in STAGES else ()
+        per_step = self.seconds() / self.step
+        this_stage = per_step * (self.num_steps - self.step)
+        rest = per_step * sum(cfg.num_steps(stage, num_examples) for stage in later
+                              if hasattr(cfg, f"{stage}_epochs"))
+        if this_stage + rest < LONG_RUN:
+            return
+        line = (f"{self.stage:9} {per_step:.2f} seconds for a step: about {duration(this_stage)} "
+                f"left, {duration(this_stage + rest)} with the stages that follow")
+        if self.device.type == "cpu" and this_stage + rest > LONG_RUN_ON_CPU:
+            line += ". README.md has a command for a laptop"
+        self.journal.tell(line)
 
     def seconds(self):
         return time.perf_counter() - self.start_time
@@ -91,12 +114,15 @@ class Progress:
             if isinstance(value, torch.Tensor):
                 values[name] = value.tolist()
         self.logged = values
+        seconds = self.seconds()
+        left = (self.num_steps - self.step) * (seconds - self.log_seconds) / steps
+        self.log_seconds = seconds
         self.journal.log({"stage": self.stage, "step": self.step, "of": self.num_steps, **means,
-                          **values, "seconds": self.seconds()})
+                          **values, "seconds": seconds, "left": left})
 
     def save_if_due(self):
         """Write a checkpoint at the end of the stage, every few minutes, and on Ctrl-C."""
         if self.should_save:
             self.journal.save(self.stage, self.step, self.state, {
                 "extra": self.extra, "logged": self.logged, "loss_sums": self.loss_sums,
-                "seconds": self.seconds()})
+                "seconds": self.seconds(), "log_seconds": self.log_seconds})

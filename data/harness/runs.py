@@ -190,8 +190,8 @@ def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, load_pretr
     journal = open_journal(folder, key, cfg, cofi_line)
     teacher, _ = load_pretrained(cfg.model, config, cfg.seed)
     teacher.to(device)
-    _, seconds = train("teacher", teacher, data, cfg, journal)
-    scores = evaluate_dev(teacher, data)
+    last, seconds = train("teacher", teacher, data, cfg, journal)
+    scores = last["scores"]
     save_model(folder, teacher, tokenizer, {"settings": key, "scores": scores, "seconds": seconds})
     journal.finish()
     return teacher.eval(), scores, seconds

@@ -215,6 +215,9 @@ class Turns:
     def log(self, record):
         pass
 
+    def tell(self, line):
+        pass
+
     def steps(self, batches, stage, total, start_step):
         """Yield (step, batch) as Journal.steps does; the time until the next call is the step's."""
         epoch = sorted(itertools.islice(batches, self.epoch),
