@@ -11,6 +11,9 @@ import torch
 import cofi
 import sparsebert
 from data.checkpoint import write_checkpoint
+from data.harness import progress
+from data.harness.device import has_bf16
+from data.harness.journal import Journal
 from data.tasks import build_dataset
 from data.tests.common import TINY, assert_close, make_batch, make_bert, slow
 from data.tests.helpers import (ALPHABET, command, make_squad, make_tokenizer, patch_load_task,
@@ -164,3 +167,43 @@ def test_squad_end_to_end(squad, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sparsebert, "speedup_csr", lambda bert: {"1 x 8": 1.0})
     strategies = ["--strategy", "distil,small_dense", "--sparsity", "0.5"]
     assert sparsebert.main([*flags, *strategies]) == 0
+
+
+@pytest.mark.parametrize("features, expected", [
+    ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+    ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
+    ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, True),
+    ({"cpu_name": "AMD EPYC"}, False),
+    ({}, False)])
+def test_bf16_where_it_is_faster(features, expected, monkeypatch):
+    """AVX512-BF16 is slower than fp32 on Intel."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    assert has_bf16(torch.device("cpu")) == expected
+
+
+class Steps(Journal):
+    """A Journal whose steps take an hour each, on a clock of its own."""
+
+    def steps(self, batches, stage, total, start_step):
+        for step, batch in super().steps(batches, stage, total, start_step):
+            self.clock[0] += 3600
+            yield step, batch
+
+
+def test_time_that_is_left(tmp_path, monkeypatch, capsys):
+    """After 20 steps a long run says how long it takes, and every line of the log what is left."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(progress, "training_batches", lambda *_: [(None, {})] * 40)
+    cfg = cofi.Settings(prune_epochs=20, finetune_epochs=30, batch_size=32)
+    journal = Steps(tmp_path / "run", {}, lambda record: f"left {record['left'] / 3600:g}")
+    journal.clock = clock
+    stage = progress.Progress(journal, "prune", 40, {}, torch.device("cpu"))
+    for step, _ in stage.steps([None] * 64, cfg):
+        stage.add(torch.zeros(2))
+        if stage.should_log:
+            stage.log(("a", "b"))
+    printed = capsys.readouterr().out
+    assert "left 36\n" in printed and printed.endswith("left 0\n")
+    assert ("prune     3600.00 seconds for a step: about 20h00 left, 80h00 with the stages that "
+            "follow. README.md has a command for a laptop\n") in printed
