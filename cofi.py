@@ -720,8 +720,8 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer):
 #
 # A pruned matrix is diag(z_rows) W diag(z_columns) without the closed rows and columns. With the
 # masks folded into the weights, the pruned network has the outputs of the masked one, and the same
-# gradients. So it serves twice: for the result, and in every step of pruning (`leave_out`), which
-# then costs only what the sample of the masks leaves open.
+# gradients. So it serves twice: for the result, and on a CPU in every step with masks
+# (`leave_out`), which then costs only what the sample of the masks leaves open.
 #
 # DEPARTURE: the authors' code does not fold z_hidn into LayerNorm and into biases, so that masked
 # and pruned network differ.
@@ -891,7 +891,7 @@ def leave_out(bert, z):
     # continues with the same random numbers.
     with torch.device("meta"):
         small = BERT(config)
-    # not trained themselves: they take on the gradients of what is written into them
+    # These tensors are not trained. Autograd passes their gradients on to bert and z.
     small.to_empty(device=z_hidn.device).requires_grad_(False)
     kept = z_hidn.nonzero()[:, 0]
     for name in ("word", "position", "token_type"):
@@ -966,7 +966,8 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
     # log_alpha is not among the clipped weights: the gradient of L_c must reach it undiminished
     parameters = nn.ModuleList([bert, W_layer]).parameters()
     weights = [p for p in parameters if p.requires_grad]
-    # what a sample leaves out has a gradient of 0, not None: as with masks of 0, Adam's means go on
+    # Gradients start at 0, not None. Adam then also updates weights that a sample leaves out, as
+    # with a mask of 0.
     for p in weights:
         p.grad = torch.zeros_like(p)
     groups = [{"params": weights}]
@@ -1010,8 +1011,8 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
         z = masks.sample() if masks and step > cfg.mask_start * num_steps else {}
         student, project = partial(bert, **z), W_layer
         if z and device.type == "cpu":
-            # The same outputs and gradients, at the cost of what is open. A GPU would wait for the
-            # CPU, which finds out what is open (not measured).
+            # The same outputs and gradients, at the cost of what is open. On a GPU the masks
+            # multiply: the CPU would have to wait for it to know which are open (not measured).
             student = leave_out(bert, z)
             project = partial(F.linear, weight=W_layer.weight[:, z["z_hidn"] > 0])
         with autocast(device, cfg.bf16):

@@ -1,16 +1,18 @@
 """Baselines: structures that are chosen at once, without learning log_alpha (--structure).
 
 Each ranks all heads, FFN units, hidden dimensions and layers by a score. The scores take the place
-of log_alpha, so that cofi.final_masks makes the structure and every baseline has exactly the size
-that CoFi's network has. The fine-tuned teacher is pruned, as in post-training pruning, and then
+of log_alpha, so that cofi.final_masks makes the structure and every baseline meets the target as
+CoFi's network does. The fine-tuned teacher is pruned, as in post-training pruning, and then
 distilled for as many steps as CoFi's pruning and fine-tuning have together.
 
     random      a random order
-    magnitude   mean square of the weights behind a mask
-    fisher      squared gradients of the loss with respect to a mask, for each weight behind it
-                (Kwon et al. 2022, who prune heads and FFN units)
-    small       a smaller BERT: a third of the layers, evenly spaced, and of each the same share of
-                heads and units, those of largest magnitude (the size of TinyBERT against BERT)
+    magnitude   mean square of the weights that a mask removes
+    fisher      squared gradient of the loss with respect to a mask, summed over batches, divided by
+                the number of weights that the mask removes (Kwon et al. 2022, who prune heads and
+                FFN units)
+    small       a smaller BERT: it keeps a third of the layers (more if the target needs them),
+                evenly spaced; every one keeps the same share of its heads and of its units, those
+                of largest magnitude (as TinyBERT is a smaller BERT)
 """
 import math
 import time
@@ -23,7 +25,9 @@ from data.harness.device import autocast, to_device
 from data.tokenized import batches
 
 STRUCTURES = ("learned", "random", "magnitude", "fisher", "small")
-FISHER_EXAMPLES = 2048      # as Kwon et al.
+SIZES = ("vocab_size", "max_position_embeddings", "type_vocab_size", "hidden_size",
+         "attention_head_size", "heads_per_layer", "ffn_per_layer", "pooler_size")
+FISHER_EXAMPLES = 2048      # as Kwon et al.; the last batch may exceed it
 SURE = 50.0                 # a log_alpha at which final_z is 1
 SPREAD = 800.0              # between the lowest and the highest log_alpha; see cofi.FAR
 
@@ -31,11 +35,11 @@ SPREAD = 800.0              # between the lowest and the highest log_alpha; see 
 def choose_structure(student, teacher, masks, data, cfg, label_loss):
     """Start the student from the teacher's weights, and write scores into log_alpha of masks.
 
-    label_loss: cofi.label_loss. Returns (settings with the epochs of both stages for fine-tuning,
+    label_loss: cofi.label_loss. Returns (settings with the steps of both stages for fine-tuning,
     seconds it took). Raises UserError if the teacher has other sizes.
     """
     start = time.perf_counter()
-    for name in ("hidden_size", "heads_per_layer", "ffn_per_layer"):
+    for name in SIZES:
         needed, size = getattr(student.config, name), getattr(teacher.config, name)
         if size != needed:
             raise UserError(f"--structure {cfg.structure} prunes the teacher, which must have the "
@@ -44,7 +48,8 @@ def choose_structure(student, teacher, masks, data, cfg, label_loss):
     z = {group: torch.ones_like(a, requires_grad=True) for group, a in masks.log_alpha().items()}
     torch.manual_seed(cfg.seed)
     if cfg.structure == "random":
-        scores = {group: torch.rand_like(ones) for group, ones in z.items()}
+        # drawn on the CPU: the same on every device
+        scores = {group: torch.rand(ones.shape).to(ones) for group, ones in z.items()}
     elif cfg.structure == "magnitude":
         scores = mean_squares(student, masks, z)
     elif cfg.structure == "fisher":
@@ -53,7 +58,9 @@ def choose_structure(student, teacher, masks, data, cfg, label_loss):
         scores = small_scores(mean_squares(student, masks, z), cfg.sparsity)
     write_log_alpha(masks, scores)
     epochs = cfg.prune_epochs + cfg.finetune_epochs
-    return replace(cfg, finetune_epochs=epochs), time.perf_counter() - start
+    steps = sum(cfg.num_steps(stage, len(data.train)) for stage in ("prune", "finetune"))
+    longer = replace(cfg, finetune_epochs=epochs, max_steps=steps)
+    return longer, time.perf_counter() - start
 
 
 def size_behind(masks, z):
@@ -85,9 +92,9 @@ def mean_squares(bert, masks, z):
 
 
 def fisher_scores(bert, masks, z, dataset, cfg, label_loss):
-    """Return {group: squared gradients of the loss with respect to each mask, for each weight}.
+    """Return {group: squared gradients of the loss with respect to each mask, divided by its size}.
 
-    One sum over batches of at most FISHER_EXAMPLES training examples; z: masks of ones.
+    A sum over the batches of FISHER_EXAMPLES training examples; z: masks of ones.
     """
     device = bert.classifier.weight.device
     bert.eval()
@@ -117,7 +124,7 @@ def small_scores(magnitudes, sparsity):
         # from 0 to 1 in each layer, so that all have the same share of their units
         order = row.argsort(-1).argsort(-1)
         scores[units][kept] = (order + 1) / row.shape[-1]
-    # at least one head for each layer
+    # the best head of each layer is kept before any other, if the target leaves room for it
     scores["z_head"][scores["z_head"] == 1] = 2
     scores["z_hidn"] += 3
     return scores

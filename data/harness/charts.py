@@ -2,9 +2,9 @@
 import itertools
 from html import escape
 
-WIDTH, HEIGHT = 400, 240                        # of a panel, in pixels
-LEFT, TOP, RIGHT, BOTTOM = 48, 34, 62, 40       # its margins
-COLOURS = "#1f5fa8", "#c8471c", "#2c8a4b", "#8a4fb0", "#7a6a10"     # apart for most eyes
+WIDTH, HEIGHT = 460, 260                        # of a panel, in pixels
+LEFT, TOP, RIGHT, BOTTOM = 48, 34, 110, 40      # its margins
+COLOURS = ("#1f5fa8", "#c8471c", "#2c8a4b", "#8a4fb0", "#7a6a10", "#4a4a4a")    # apart for most
 
 
 def ticks(low, high, most=5):

@@ -22,8 +22,8 @@ def flag(default, help, **allowed):
     """Declare a setting: its default, its help, and what is allowed.
 
     allowed: range=(low, high), both included; choices=(...), one of them; or some_of=(...), one or
-    more of them, separated by commas. is_share=True: at most 1 together
-    with the other shares.
+    more of them, separated by commas. is_share=True: these settings
+    may add up to at most 1.
     """
     return field(default=default, metadata={"help": help, **allowed})
 
@@ -81,7 +81,7 @@ class RunConfig:
     out: str = flag("out", "Folder of runs and teachers")
     device: str = flag("auto", "Device; auto takes the best available",
                        choices=("auto", "cpu", "cuda", "mps"))
-    bf16: bool = flag(True, "Use bfloat16 autocast where the hardware supports it")
+    bf16: bool = flag(True, "Use bfloat16 autocast where the hardware is faster with it")
     threads: int = flag(0, "CPU threads; 0 leaves the choice to PyTorch. The steps of the toy are "
                         "too short to share", range=(0, 1024))
     max_steps: int = flag(0, "Maximum number of steps of each stage, 0: no limit. The schedules "

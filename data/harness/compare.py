@@ -11,7 +11,9 @@ from data.files import is_folder, read_json, read_text, write_text
 from data.harness.charts import chart
 
 PATHS = ("model", "teacher", "data")       # settings of which only the last word is compared
-OURS = "CoFi"                              # a run with the default settings
+SAME = ("tokens", "weights")               # what runs must share, besides these and the device
+NO_NAME = {"sparsity", "seed", "task", "texts", "threads", "max_steps", *PATHS, *SAME}
+OURS = "CoFi"                              # a run that learns its structure, without other flags
 KEPT = ("task", "metric", "seed", "teacher_score", "pruned_score", "score", "target_sparsity",
         "sparsity", "encoder_parameters", "dense_encoder_parameters", "speedup", "length",
         "seconds", "settings", "device", "versions")
@@ -26,11 +28,15 @@ def compare(path, kind):
     """
     results = read_results(path)
     panels = []
-    for title, group in by(results, lambda r: f"{r['task']}, {r['settings']['model']}").items():
-        lines = by(group, namer(group, kind))
+    for group in by(results, comparable).values():
+        names, shared = names_of(group, kind)
+        lines = by(group, lambda r: names[id(r)])
         lines = {name: lines[name] for name in sorted(lines, key=lambda x: (x != OURS, x))}
-        print("\n".join(table(title, lines)))
-        panels.append((f"{title}: {group[0]['metric']} over speed-up, batch 32", "speed-up",
+        first = group[0]
+        words = [first["task"], first["settings"]["data"], first["settings"]["model"]]
+        title = " ".join(word for word in words if word)
+        print("\n".join(table(", ".join([title, first["metric"], first["device"], *shared]), lines)))
+        panels.append((f"{title}: {first['metric']} over speed-up, batch 32", "speed-up",
                        {name: points(line) for name, line in lines.items()}))
     folder = Path(path) if is_folder(path) else Path(path).parent
     stem = "" if is_folder(path) else f"{Path(path).stem}-"
@@ -45,13 +51,15 @@ def compare(path, kind):
 def read_results(path):
     """Return the results of all finished runs in a folder, or in a file with one on each line."""
     if is_folder(path):
-        found = [read_json(file) for file in sorted(Path(path).glob("*/result.json"))]
+        found = {file: read_json(file) for file in sorted(Path(path).glob("*/result.json"))}
     elif Path(path).is_file():
-        found = [parse(line, path) for line in read_text(Path(path)).splitlines()]
+        lines = enumerate(read_text(Path(path)).splitlines(), 1)
+        found = {f"{path}, line {number}": parse(line, path) for number, line in lines}
     else:
         raise UserError(f"--compare must be a folder of runs or a file of results, got {path}")
     # teachers and comparisons of sparsebert.py have a result.json, too
-    results = [summary(r) for r in found if isinstance(r, dict) and "target_sparsity" in r]
+    results = [summary(r, name) for name, r in found.items()
+               if isinstance(r, dict) and "target_sparsity" in r]
     if not results:
         raise UserError(f"--compare {path} must hold finished runs of cofi.py, got none")
     return sorted(results, key=lambda r: (r["task"], r["target_sparsity"], r["seed"]))
@@ -65,21 +73,21 @@ def parse(line, path):
                         ) from error
 
 
-def summary(result):
+def summary(result, name):
     """Return what a comparison needs of a result.json, without folders. Raises UserError."""
     try:
-        kept = {name: result[name] for name in KEPT}
-        kept["settings"] = dict(kept["settings"])
-        for name in PATHS:
-            kept["settings"][name] = Path(kept["settings"][name]).name
-        values = [kept[name] for name in NUMBERS] + list(kept["speedup"].values())
-        if all(map(math.isfinite, values)) and "32" in kept["speedup"]:
+        kept = {key: result[key] for key in KEPT}
+        kept["settings"] = {"structure": "learned"} | kept["settings"]
+        for key in PATHS:
+            kept["settings"][key] = Path(kept["settings"][key]).name
+        values = [*(kept[key] for key in NUMBERS), *kept["speedup"].values(), kept["speedup"]["32"],
+                  kept["seconds"]["prune"], kept["seconds"]["finetune"]]
+        if all(map(math.isfinite, values)):
             return kept
         problem = f"not a number in {values}"
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         problem = f"{type(error).__name__}: {error}"
-    raise UserError(f"--compare must get results of cofi.py, got a damaged one ({problem}). Try to "
-                    "remove it")
+    raise UserError(f"{name} is no result of cofi.py, or damaged ({problem}). Try to remove it")
 
 
 def by(results, name):
@@ -90,21 +98,37 @@ def by(results, name):
     return groups
 
 
-def namer(results, kind):
-    """Return a function that names a run by the settings in which these runs differ."""
-    def values(name):
-        return {str(r["settings"].get(name)) for r in results}
+def comparable(result):
+    """Return what the runs of one table share."""
+    settings = result["settings"]
+    return str([result["task"], result["device"], *(settings.get(key) for key in PATHS + SAME)])
 
-    names = sorted({name for r in results for name in r["settings"]} - {"sparsity", "seed"})
-    defaults = asdict(kind.for_task(results[0]["task"])) if results[0]["task"] != "custom" else {}
-    differing = [name for name in names if len(values(name)) > 1 and name in defaults]
 
-    def name_of(result):
-        chosen = [f"{name}={result['settings'].get(name)}" for name in differing
-                  if result["settings"].get(name) != defaults[name]]
-        return ", ".join(chosen) or OURS
+def names_of(results, kind):
+    """Return ({id of a result: name of its run}, settings that all of them share), as texts.
 
-    return name_of
+    A run is named by the settings that are not the default. Those that all share are left out.
+    """
+    task = results[0]["task"]
+    # the defaults of own data depend on its size, which a result does not tell
+    tasks = ["mrpc", "sst2"] if task == "custom" else [task]
+    candidates = [asdict(kind.for_task(name)) for name in tasks]
+
+    def changed(settings, defaults):
+        return [f"{name}={value}" for name, value in sorted(settings.items())
+                if name in defaults and name not in NO_NAME and value != defaults[name]]
+
+    defaults = min(candidates, key=lambda d: sum(len(changed(r["settings"], d)) for r in results))
+    words = {id(r): changed(r["settings"], defaults) for r in results}
+    shared = [word for word in words[id(results[0])]
+              if all(word in other for other in words.values())]
+    names = {}
+    for r in results:
+        own = [word for word in words[id(r)] if word not in shared]
+        names[id(r)] = ", ".join(own).replace("structure=", "") or OURS
+        if r["settings"]["structure"] != "learned" and not own:
+            names[id(r)] = r["settings"]["structure"]
+    return names, shared
 
 
 def points(results):

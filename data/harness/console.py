@@ -10,7 +10,7 @@ from data.harness.journal import Interrupted, stop_signals
 
 COFI_LEGEND = """\
 L_pred   mean since the line above         s        expected sparsity      score  on the dev set
-         (loss on the labels without a     t        target sparsity        left   to stage's end
+         (loss on the labels without a     t        target sparsity        left   in this stage
          teacher or with pred_weight 0)    lambda1  linear multiplier      m      student layer
 L_layer  mean since the line above         lambda2  quadratic multiplier          matched to each
                                                                                   distilled layer

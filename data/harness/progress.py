@@ -43,7 +43,7 @@ class Progress:
         self.start_time = time.perf_counter() - saved.get("seconds", 0)
         self.loss_sums = torch.as_tensor(saved.get("loss_sums", 0.0), device=device)
         self.last_losses = torch.zeros(())
-        self.log_seconds = saved.get("log_seconds", 0.0)
+        self.first = self.last_line = self.start_step, self.seconds()
         self.log_every = max(1, num_steps // log_lines)
         self.step = self.start_step
 
@@ -61,23 +61,31 @@ class Progress:
             self.should_save = is_last
             yield step, batch
             self.save_if_due()
-            if step == ESTIMATE_STEPS:
+            if step == self.start_step + 1:
+                # the first step also fills the cache of the teacher's outputs: it does not count
+                self.first = self.last_line = step, self.seconds()
+            elif step == self.start_step + ESTIMATE_STEPS:
                 self.print_estimate(cfg, len(dataset))
+
+    def seconds_per_step(self, since):
+        """Return the mean time of the steps since then, a pair (step, seconds)."""
+        step, seconds = since
+        return (self.seconds() - seconds) / max(self.step - step, 1)
 
     def print_estimate(self, cfg, num_examples):
         """Say how long a long run will take, if all of its steps take as long as those so far."""
-        later = STAGES[STAGES.index(self.stage) + 1:] if self.stage in STAGES else ()
-        per_step = self.seconds() / self.step
-        this_stage = per_step * (self.num_steps - self.step)
-        rest = per_step * sum(cfg.num_steps(stage, num_examples) for stage in later
-                              if hasattr(cfg, f"{stage}_epochs"))
-        if this_stage + rest < LONG_RUN:
-            return
-        line = (f"{self.stage:9} {per_step:.2f} seconds for a step: about {duration(this_stage)} "
-                f"left, {duration(this_stage + rest)} with the stages that follow")
-        if self.device.type == "cpu" and this_stage + rest > LONG_RUN_ON_CPU:
-            line += ". README.md has a command for a laptop"
-        self.journal.tell(line)
+        per_step = self.seconds_per_step(self.first)
+        left = per_step * (self.num_steps - self.step)
+        text = f"about {duration(left)} left"
+        later = STAGES[STAGES.index(self.stage) + 1:] if self.stage in STAGES else []
+        later = [stage for stage in later if hasattr(cfg, f"{stage}_epochs")]
+        if later:
+            left += per_step * sum(cfg.num_steps(stage, num_examples) for stage in later)
+            text += f", {duration(left)} with {' and '.join(later)}"
+        if left > LONG_RUN_ON_CPU and self.device.type == "cpu":
+            text += ". README.md has a command for a laptop"
+        if left > LONG_RUN:
+            self.journal.tell(f"{self.stage:9} {per_step:.2f} seconds for a step: {text}")
 
     def seconds(self):
         return time.perf_counter() - self.start_time
@@ -114,15 +122,14 @@ class Progress:
             if isinstance(value, torch.Tensor):
                 values[name] = value.tolist()
         self.logged = values
-        seconds = self.seconds()
-        left = (self.num_steps - self.step) * (seconds - self.log_seconds) / steps
-        self.log_seconds = seconds
+        left = (self.num_steps - self.step) * self.seconds_per_step(self.last_line)
+        self.last_line = self.step, self.seconds()
         self.journal.log({"stage": self.stage, "step": self.step, "of": self.num_steps, **means,
-                          **values, "seconds": seconds, "left": left})
+                          **values, "seconds": self.seconds(), "left": left})
 
     def save_if_due(self):
         """Write a checkpoint at the end of the stage, every few minutes, and on Ctrl-C."""
         if self.should_save:
             self.journal.save(self.stage, self.step, self.state, {
                 "extra": self.extra, "logged": self.logged, "loss_sums": self.loss_sums,
-                "seconds": self.seconds(), "log_seconds": self.log_seconds})
+                "seconds": self.seconds()})

@@ -1,6 +1,7 @@
 """Baselines (--structure), and training on the network that a sample of the masks leaves."""
 import copy
 import json
+import re
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -29,6 +30,9 @@ def make_dataset(config, n=64):
     offsets = np.concatenate([[0], lengths.cumsum()])
     ids = np.random.default_rng(1).integers(config.vocab_size, size=offsets[-1])
     return TokenizedDataset(ids, offsets, lengths // 2, np.arange(n) % 2, np.zeros(0))
+
+
+DATA = SimpleNamespace(train=make_dataset(ODD))
 
 
 @pytest.mark.parametrize("config", [ODD, VALUE, SPAN])
@@ -173,7 +177,7 @@ def test_small(t, num_layers):
     bert, masks = make_bert(MINILM), cofi.Masks(MINILM)
     magnitudes = mean_squares(bert, masks, ones(masks))
     cfg = cofi.Settings(structure="small", sparsity=t)
-    choose_structure(bert, bert, masks, None, cfg, cofi.label_loss)
+    choose_structure(bert, bert, masks, DATA, cfg, cofi.label_loss)
     z = cofi.final_masks(masks, t)
     kept = [i for i in range(6) if z["z_mha"][i] > 0]
     assert kept == ([1, 3, 5] if num_layers == 3 else [2, 5])
@@ -192,14 +196,14 @@ def test_small(t, num_layers):
 
 @pytest.mark.parametrize("kind", STRUCTURES[1:])
 @pytest.mark.parametrize("groups", [cofi.Masks.GROUPS, ("z_head", "z_int")])
-@pytest.mark.parametrize("t", [0.3, 0.9])
-def test_structure_has_the_target_size(kind, groups, t):
+@pytest.mark.parametrize("t, max_steps", [(0.3, 0), (0.9, 7)])
+def test_structure_has_the_target_size(kind, groups, t, max_steps):
     """As many weights as CoFi's: the target, above it by less than a unit; masks are 0 or 1."""
     bert, masks = make_bert(ODD), cofi.Masks(ODD, groups)
-    data = SimpleNamespace(train=make_dataset(ODD))
-    cfg = cofi.Settings(structure=kind, sparsity=t, batch_size=16)
-    longer, seconds = choose_structure(bert, bert, masks, data, cfg, cofi.label_loss)
-    assert longer.finetune_epochs == cfg.prune_epochs + cfg.finetune_epochs and seconds > 0
+    cfg = cofi.Settings(structure=kind, sparsity=t, batch_size=16, max_steps=max_steps)
+    longer, seconds = choose_structure(bert, bert, masks, DATA, cfg, cofi.label_loss)
+    assert longer.num_steps("finetune", 64) == sum(
+        cfg.num_steps(stage, 64) for stage in ("prune", "finetune")) and seconds > 0
     z = cofi.final_masks(masks, t)
     assert all(((mask == 0) | (mask == 1)).all() for mask in z.values())
     assert t <= masks.sparsity(z) < t + 2 * 13 / cofi.count_encoder_weights(bert) + 1e-6
@@ -212,7 +216,7 @@ def test_random_structure_depends_on_the_seed():
     def structure(seed):
         bert, masks = make_bert(ODD), cofi.Masks(ODD)
         cfg = cofi.Settings(structure="random", seed=seed)
-        choose_structure(bert, bert, masks, None, cfg, cofi.label_loss)
+        choose_structure(bert, bert, masks, DATA, cfg, cofi.label_loss)
         return cofi.final_masks(masks, 0.5)["z_int"]
 
     assert torch.equal(structure(1), structure(1)) and not torch.equal(structure(1), structure(2))
@@ -223,7 +227,7 @@ def test_another_teacher():
     cfg = cofi.Settings(structure="magnitude")
     with pytest.raises(UserError, match=r"--structure magnitude prunes the teacher, which must have"
                                         r" the ffn_per_layer of .*, got \[24, 24, 20\]. Try"):
-        choose_structure(student, other, cofi.Masks(TINY), None, cfg, cofi.label_loss)
+        choose_structure(student, other, cofi.Masks(TINY), DATA, cfg, cofi.label_loss)
 
 
 @pytest.mark.parametrize("kind", ["random", "fisher"])
@@ -244,20 +248,20 @@ def test_run_of_a_baseline(kind, folder, tmp_path, offline, capsys):
 # ---- --compare -----------------------------------------------------------------------------------
 
 
-def write_result(folder, name, score, **changes):
-    """Write a result.json as a run does. changes: of its settings, or speedup and sparsity."""
-    settings = asdict(cofi.Settings.for_task("mrpc")) | changes
+def write_result(folder, name, score, device="cpu", **changes):
+    """Write a result.json as a run does. changes: of its settings."""
+    settings = asdict(cofi.Settings.for_task("mrpc")) | {"tokens": "a", "weights": "b"} | changes
     result = {name: 1.0 for name in compare.KEPT} | {
-        "task": "mrpc", "metric": "accuracy", "score": score, "seed": settings["seed"],
+        "task": settings["task"], "metric": "accuracy", "score": score, "seed": settings["seed"],
         "target_sparsity": settings["sparsity"], "sparsity": settings["sparsity"],
-        "speedup": {"1": 2.0, "32": 1 / (1 - settings["sparsity"]), "128": 4.0},
+        "speedup": {"1": 2.0, "32": 1 / (1 - settings["sparsity"]), "128": 4.0}, "device": device,
         "seconds": {"teacher": 60.0, "prune": 90.0, "finetune": 30.0}, "settings": settings}
     (folder / name).mkdir()
     (folder / name / "result.json").write_text(json.dumps(result))
 
 
 def test_compare(tmp_path, capsys):
-    """Means and spread over seeds; names are the settings in which the runs differ."""
+    """Means and spread over seeds; names are the settings that are not the default."""
     write_result(tmp_path, "one", 0.80, model="/some/where/bert")
     write_result(tmp_path, "two", 0.84, model="/else/where/bert", seed=1)
     write_result(tmp_path, "three", 0.7, model="bert", structure="random", sparsity=0.6)
@@ -265,13 +269,13 @@ def test_compare(tmp_path, capsys):
     (tmp_path / "teacher" / "result.json").write_text('{"scores": {}}')
     assert cofi.main(["--compare", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "\nmrpc, bert\n" in printed and printed.count("\n| ") == 3
-    for row in ("| CoFi | 0.95 | 1.000 ± .000 | 1.000 ± .000 | .820 ± .028 | 2.0 / 20.0 / 4.0 | 2.0 "
-                "| 1, 57 |",
-                "| structure=random | 0.6 | 1.000 | 1.000 | .700 | 2.0 / 2.5 / 4.0 | 2.0 | 57 |"):
+    assert "\nmrpc bert, accuracy, cpu\n" in printed and printed.count("\n| ") == 3
+    for row in ("| CoFi | 0.95 | 1.000 ± .000 | 1.000 ± .000 | .820 ± .028 | 2.0 / 20.0 / 4.0 | "
+                "2.0 | 1, 57 |",
+                "| random | 0.6 | 1.000 | 1.000 | .700 | 2.0 / 2.5 / 4.0 | 2.0 | 57 |"):
         assert row in printed
     drawn = (tmp_path / "curves.svg").read_text()
-    assert "structure=random" in drawn and "CoFi" in drawn
+    assert ">random<" in drawn and ">CoFi<" in drawn
 
     lines = (tmp_path / "results.jsonl").read_text()
     assert "where" not in lines and len(lines.splitlines()) == 3
@@ -283,9 +287,32 @@ def test_compare(tmp_path, capsys):
     assert (tmp_path / "copy" / "glue-curves.svg").read_text() == drawn
 
 
+@pytest.mark.parametrize("changes, title, names", [
+    ([{"structure": "random"}, {"structure": "random", "seed": 1}], ", structure=random", ["random"]),
+    ([{"prune_lr": 1e-4}, {"prune_lr": 1e-4, "masks": "head"}], ", prune_lr=0.0001",
+     ["CoFi", "masks=head"]),
+    ([{"task": "custom", "data": "/a/mine"}, {"task": "custom", "data": "/a/mine", "matching": "free",
+                                            "prune_epochs": 20.0, "mask_start": 0.05,
+                                            "sparsity_warmup": 0.1, "structure": "fisher"}],
+     "", ["CoFi", "fisher"]),
+    ([{}, {"device": "a GPU"}], "", ["CoFi", "CoFi"]),
+    ([{}, {"weights": "c"}], "", ["CoFi", "CoFi"])])
+def test_compare_only_what_is_alike(changes, title, names, tmp_path, capsys):
+    """Other hardware, data or weights are another table; own data has the defaults of its size."""
+    for i, change in enumerate(changes):
+        write_result(tmp_path, str(i), 0.8, **change)
+    assert cofi.main(["--compare", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    rows = re.findall(r"^\| ([^|]*) \| 0.95", printed, re.M)
+    if names == ["CoFi", "fisher"]:         # which of the two is the default is not known
+        assert len(rows) == 2 and any("fisher" in row for row in rows)
+    else:
+        assert rows == names and f"cpu{title}\n" in printed
+
+
 @pytest.mark.parametrize("content, error", [
     (None, "must hold finished runs of cofi.py, got none"),
-    ('{"target_sparsity": 1}', "got a damaged one (KeyError: 'task'). Try to remove it"),
+    ('{"target_sparsity": 1}', "result.json is no result of cofi.py, or damaged (KeyError: 'task')"),
     ("{", "result.json is not JSON")])
 def test_compare_of_what_is_no_run(content, error, tmp_path, capsys):
     if content:
