@@ -87,11 +87,12 @@ def panel(title, along, lines, dots=False):
 def chart(panels):
     """Return an SVG file of panels (each the arguments of `panel`), two in a row."""
     rows = (len(panels) + 1) // 2
+    width = WIDTH * min(len(panels), 2)
     placed = ""
     for i, arguments in enumerate(panels):
         x, y = WIDTH * (i % 2), HEIGHT * (i // 2)
         placed += f'<g transform="translate({x} {y})">{panel(*arguments)}</g>\n'
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * WIDTH} {HEIGHT * rows}" '
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT * rows}" '
             'font-family="sans-serif" font-size="12">\n<rect width="100%" height="100%" '
             f'fill="white"/>\n{placed}</svg>\n')
 

@@ -34,8 +34,9 @@ def compare(path, kind):
         lines = {name: lines[name] for name in sorted(lines, key=lambda x: (x != OURS, x))}
         first = group[0]
         words = [first["task"], first["settings"]["data"], first["settings"]["model"]]
-        title = " ".join(word for word in words if word)
-        print("\n".join(table(", ".join([title, first["metric"], first["device"], *shared]), lines)))
+        title = " ".join(word for word in dict.fromkeys(words) if word)
+        heading = ", ".join([title, first["metric"], first["device"], *shared])
+        print("\n".join(table(heading, lines)))
         panels.append((f"{title}: {first['metric']} over speed-up, batch 32", "speed-up",
                        {name: points(line) for name, line in lines.items()}))
     folder = Path(path) if is_folder(path) else Path(path).parent
@@ -146,9 +147,9 @@ def spread(values):
     return f"{short(mean(values))} ± {short(stdev(values))}" if values[1:] else short(values[0])
 
 
-def table(title, lines):
+def table(heading, lines):
     """Return the lines of a Markdown table of {name of the runs: results}."""
-    rows = [f"\n{title}\n", "| runs | sparsity | teacher | pruned | fine-tuned | speed-up, batch "
+    rows = [f"\n{heading}\n", "| runs | sparsity | teacher | pruned | fine-tuned | speed-up, batch "
             "1 / 32 / 128 | minutes | seeds |", "|---|---|---|---|---|---|---|---|"]
     for name, results in lines.items():
         for t, runs in by(results, lambda r: r["target_sparsity"]).items():
