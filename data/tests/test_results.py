@@ -1,5 +1,7 @@
-"""The benchmark in data/results: its plain pruning step, its thin network, and a short run."""
+"""data/results: its tables, and the benchmark: its plain step, its thin network, a short run."""
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from data.results.benchmark import naive_loss, thin_masks
 from data.tests.common import (BERT_BASE, ODD, assert_close, make_batch, make_bert, make_masks,
                                slow)
 from test_cofi import main
+
+RESULTS = Path(cofi.__file__).parent / "data/results"
 
 
 @pytest.mark.parametrize("matching", ["free", "ordered"])
@@ -50,3 +54,16 @@ def test_benchmark_of_a_task_without_classes(monkeypatch, capsys, offline, folde
     assert main(["--benchmark", "--task", "stsb", "--model", str(folder)]) == 2
     error = capsys.readouterr().err
     assert "--task must have classes for the benchmark, got stsb" in error
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_tables_come_from_results(path, tmp_path, capsys):
+    """Every row that --compare prints for a committed file is in README.md, and its chart is there.
+    """
+    copy = shutil.copy(path, tmp_path)
+    assert cofi.main(["--compare", str(copy)]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    text = (RESULTS / "README.md").read_text("utf-8")
+    assert len(rows) > 2 and not [row for row in rows if row not in text]
+    chart = f"{path.stem}-curves.svg"
+    assert (tmp_path / chart).read_text() == (RESULTS / chart).read_text() and f"({chart})" in text
