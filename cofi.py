@@ -628,8 +628,8 @@ def alive_layers(hidden_states):
 
     hidden_states: L + 1 states (B, T, d), as in Output.
     """
-    H = torch.stack(hidden_states)
-    return (H[1:] != H[:-1]).flatten(1).any(1)
+    pairs = zip(hidden_states, hidden_states[1:])
+    return torch.stack([(after != before).any() for before, after in pairs])
 
 
 def match_layers(distance, alive, matching):
@@ -1107,7 +1107,8 @@ def run(cfg):
         "finetune", small, data, cfg, journal, teacher_outputs, W_layer)
     scores["finetuned"] = last["scores"]
     finish_run(
-        cfg, journal, tokenizer, student, small, (z, distilled, last["m"]), scores, seconds)
+        cfg, journal, tokenizer, student, small, (z, distilled, last["m"]), scores, seconds,
+        count_encoder_weights)
 
 
 def main(arguments=None):

@@ -12,7 +12,7 @@ from data.harness.charts import chart
 
 PATHS = ("model", "teacher", "data")       # settings of which only the last word is compared
 SAME = ("tokens", "weights")               # what runs must share, besides these and the device
-NO_NAME = {"sparsity", "seed", "task", "texts", "threads", "max_steps", *PATHS, *SAME}
+NO_NAME = {"sparsity", "seed", "task", "texts", "threads", *PATHS, *SAME}
 OURS = "CoFi"                              # a run that learns its structure, without other flags
 KEPT = ("task", "metric", "seed", "teacher_score", "pruned_score", "score", "target_sparsity",
         "sparsity", "encoder_parameters", "dense_encoder_parameters", "speedup", "length",

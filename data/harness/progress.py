@@ -24,7 +24,7 @@ class Progress:
             ...                                       # optimizer step
             progress.add(losses)
             if progress.should_log:
-                progress.log(("L_pred",), score=...)
+                progress.log(("L_pred",), scores=...)
 
     state: {name: object with a state_dict, or None}; extra: values that are saved with a checkpoint
     and restored from it, to be read and changed as progress.extra; log_lines: lines of the log for

@@ -70,7 +70,8 @@ def run_result(cfg, key, device, scores, weights, seconds, speedup, length):
         "device": device_name(device), "versions": library_versions()}
 
 
-def finish_run(cfg, journal, tokenizer, student, small, structure, scores, seconds):
+def finish_run(cfg, journal, tokenizer, student, small, structure, scores, seconds,
+               count_encoder_weights):
     """Measure the speed-up, write everything that a run of cofi.py leaves, and print the report.
 
     student, small: the network before and after pruning; structure: (final masks, distilled teacher
@@ -79,8 +80,7 @@ def finish_run(cfg, journal, tokenizer, student, small, structure, scores, secon
     folder, device = journal.folder, student.classifier.weight.device
     length = min(128, student.config.max_position_embeddings)
     speedup = measure_speedup(student, small)
-    weights = {"encoder": [sum(p.numel() for p in bert.layers.parameters() if p.dim() == 2)
-                           for bert in (student, small)],
+    weights = {"encoder": [count_encoder_weights(bert) for bert in (student, small)],
                "total": [sum(p.numel() for p in bert.parameters()) for bert in (student, small)]}
     result = run_result(cfg, journal.settings, device, scores, weights, seconds, speedup, length)
     z, distilled, m = structure

@@ -205,5 +205,5 @@ def test_time_that_is_left(tmp_path, monkeypatch, capsys):
             stage.log(("a", "b"))
     printed = capsys.readouterr().out
     assert "left 36\n" in printed and printed.endswith("left 0\n")
-    assert ("prune     3600.00 seconds for a step: about 20h00 left, 80h00 with finetune. README.md "
-            "has a command for a laptop\n") in printed
+    assert ("prune     3600.00 seconds for a step: about 20h00 left, 80h00 with finetune. "
+            "README.md has a command for a laptop\n") in printed
