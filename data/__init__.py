@@ -3,6 +3,7 @@
 Nothing in this package imports cofi.py or sparsebert.py. Only the scripts in data/toy, data/course,
 data/results and data/tests may. Import by module: `from data.tasks import load_task`.
 """
+import os
 import signal
 import sys
 from pathlib import Path
@@ -11,3 +12,9 @@ from pathlib import Path
 if (Path(sys.argv[0]).name in ("cofi.py", "sparsebert.py")
         and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+# On a CPU oneDNN compiles a program for each new shape of a matrix product and keeps the last 1,024,
+# of about a megabyte each. A network that is pruned while it is trained has new shapes in every
+# step. PyTorch keeps a second cache of the same kind. Both are read when PyTorch first needs them.
+for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(name, "128")

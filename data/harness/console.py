@@ -10,14 +10,14 @@ from data.harness.journal import Interrupted, stop_signals
 
 COFI_LEGEND = """\
 L_pred   mean since the line above         s        expected sparsity      score  on the dev set
-         (loss on the labels without a     t        target sparsity        left   in this stage
-         teacher or with pred_weight 0)    lambda1  linear multiplier      m      student layer
-L_layer  mean since the line above         lambda2  quadratic multiplier          matched to each
-                                                                                  distilled layer
+         (loss on the labels without a     t        target sparsity        s/step seconds
+         teacher or with pred_weight 0)    lambda1  linear multiplier      left   in this stage
+L_layer  mean since the line above         lambda2  quadratic multiplier   m      student layer of
+                                                                                  a distilled one
 
 """
 COFI_HEADER = ("stage       step   L_pred  L_layer       s       t  lambda1  lambda2   score"
-               "    left  m")
+               "  s/step    left  m")
 
 SPARSEBERT_LEGEND = """\
 L_hidden, L_att, L_pred   means since the line above, before their weights; without distillation
@@ -60,7 +60,8 @@ def cofi_line(record):
     else:
         line += f"{'-':>8}{'-':>8}{'-':>9}{'-':>9}"
     matched = " ".join("." if layer < 0 else str(layer + 1) for layer in record["m"] or [])
-    return f"{line}{score:8.4f}{duration(record['left']):>8}  {matched}"
+    line += "{:8.4f}{seconds_per_step:8.3f}".format(score, **record)
+    return f"{line}{duration(record['left']):>8}  {matched}"
 
 
 def sparsebert_line(record):

@@ -1,4 +1,7 @@
-"""Device, precision and threads."""
+"""Device, precision, threads and memory."""
+import sys
+import time
+
 import torch
 
 
@@ -58,3 +61,31 @@ def synchronize(device):
         torch.cuda.synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def peak_memory(device):
+    """Return how many bytes a run has used at most: of a GPU's memory, else of main memory by this
+    process. None on Windows.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak        # bytes there, kB on Linux
+
+
+def product_speed(device, bf16):
+    """Measure the operations per second of a large matrix product, two for each multiply-add."""
+    a, b = torch.randn(1024, 768, device=device), torch.randn(768, 3072, device=device)
+    times = []
+    with torch.no_grad(), autocast(device, bf16):
+        for _ in range(4):                                          # the first warms up
+            synchronize(device)
+            start = time.perf_counter()
+            a @ b
+            synchronize(device)
+            times.append(time.perf_counter() - start)
+    return 2 * 1024 * 768 * 3072 / min(times)

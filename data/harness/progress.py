@@ -5,12 +5,15 @@ import torch
 
 from data.errors import UserError
 from data.harness.console import duration
+from data.harness.device import product_speed
 from data.harness.evaluate import training_batches
 
 FINITE_CHECK_STEPS = 50     # on a GPU; ours: the check waits for the GPU to finish the step
 ESTIMATE_STEPS = 20         # after so many steps a long run says how long it will take
 LONG_RUN = 10 * 60.0        # in seconds
 LONG_RUN_ON_CPU = 3 * 60 * 60.0
+SLOWEST_CPU = 1e10          # operations per second; ours: below this a short run is not measured
+LAPTOP = "README.md has a command for a laptop"
 STAGES = ("teacher", "prune", "finetune")       # of cofi.py, in order
 
 
@@ -52,6 +55,7 @@ class Progress:
 
         After each step a checkpoint is written if it is due.
         """
+        self.print_least_time(cfg, dataset)
         batches = training_batches(dataset, cfg.batch_size, cfg.seed, self.num_steps,
                                    self.start_step)
         for step, batch in self.journal.steps(batches, self.stage, self.num_steps, self.start_step):
@@ -72,18 +76,44 @@ class Progress:
         step, seconds = since
         return (self.seconds() - seconds) / max(self.step - step, 1)
 
+    def later_stages(self, cfg):
+        """Return the stages of cofi.py that follow this one."""
+        later = STAGES[STAGES.index(self.stage) + 1:] if self.stage in STAGES else []
+        return [stage for stage in later if hasattr(cfg, f"{stage}_epochs")]
+
+    def print_least_time(self, cfg, dataset):
+        """Say before the first step if a run of cofi.py will take hours on a CPU: the time of its
+        matrix products alone, of what is open, at the speed of a large product.
+        """
+        later = self.later_stages(cfg)
+        if self.device.type != "cpu" or "finetune" not in later or self.start_step:
+            return
+        warm_up = 1 - cfg.mask_start - cfg.sparsity_warmup / 2
+        closed = {"teacher": 0, "prune": cfg.sparsity * warm_up, "finetune": cfg.sparsity}
+        stages = [self.stage, *later]
+        steps = sum(cfg.num_steps(stage, len(dataset)) * (1 - closed[stage]) for stage in stages)
+        weights = sum(p.numel() for p in self.state["bert"].layers.parameters() if p.dim() == 2)
+        tokens = cfg.batch_size * len(dataset.input_ids) / len(dataset)
+        # forward, and twice that backward; a multiply-add is two operations
+        operations = 2 * 3 * weights * tokens * steps
+        if operations < LONG_RUN_ON_CPU * SLOWEST_CPU:
+            return
+        least = operations / product_speed(self.device, cfg.bf16)
+        if least > LONG_RUN_ON_CPU:
+            self.journal.tell(f"{self.stage:9} at least {duration(least)} on this CPU, with "
+                              f"{' and '.join(later)}. {LAPTOP}")
+
     def print_estimate(self, cfg, num_examples):
         """Say how long a long run will take, if all of its steps take as long as those so far."""
         per_step = self.seconds_per_step(self.first)
         left = per_step * (self.num_steps - self.step)
         text = f"about {duration(left)} left"
-        later = STAGES[STAGES.index(self.stage) + 1:] if self.stage in STAGES else []
-        later = [stage for stage in later if hasattr(cfg, f"{stage}_epochs")]
+        later = self.later_stages(cfg)
         if later:
             left += per_step * sum(cfg.num_steps(stage, num_examples) for stage in later)
             text += f", {duration(left)} with {' and '.join(later)}"
         if left > LONG_RUN_ON_CPU and self.device.type == "cpu":
-            text += ". README.md has a command for a laptop"
+            text += f". {LAPTOP}"
         if left > LONG_RUN:
             self.journal.tell(f"{self.stage:9} {per_step:.2f} seconds for a step: {text}")
 
@@ -122,10 +152,11 @@ class Progress:
             if isinstance(value, torch.Tensor):
                 values[name] = value.tolist()
         self.logged = values
-        left = (self.num_steps - self.step) * self.seconds_per_step(self.last_line)
+        per_step = self.seconds_per_step(self.last_line)
         self.last_line = self.step, self.seconds()
         self.journal.log({"stage": self.stage, "step": self.step, "of": self.num_steps, **means,
-                          **values, "seconds": self.seconds(), "left": left})
+                          **values, "seconds": self.seconds(), "seconds_per_step": per_step,
+                          "left": (self.num_steps - self.step) * per_step})
 
     def save_if_due(self):
         """Write a checkpoint at the end of the stage, every few minutes, and on Ctrl-C."""

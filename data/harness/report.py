@@ -11,7 +11,7 @@ import torch
 from data.errors import UserError
 from data.files import read_json, read_text, write_text
 from data.harness.charts import plot_run
-from data.harness.device import device_name, synchronize, to_device
+from data.harness.device import device_name, peak_memory, synchronize, to_device
 from data.harness.drawing import draw_structure, for_encoding
 from data.harness.runs import load_finished, resume_key, run_dir, save_model
 
@@ -67,7 +67,8 @@ def run_result(cfg, key, device, scores, weights, seconds, speedup, length):
         "encoder_parameters": encoder, "dense_encoder_parameters": dense_encoder,
         "total_parameters": total, "dense_total_parameters": dense_total,
         "speedup": speedup, "length": length, "seconds": seconds, "settings": key,
-        "device": device_name(device), "versions": library_versions()}
+        "peak_memory": peak_memory(device), "device": device_name(device),
+        "versions": library_versions()}
 
 
 def finish_run(cfg, journal, tokenizer, student, small, structure, scores, seconds,
@@ -141,6 +142,8 @@ def print_report(folder, result):
           f"whole model {r['dense_total_parameters']:,} -> {r['total_parameters']:,}")
     times = [f"{ratio:.1f}x at batch {size}" for size, ratio in r["speedup"].items()]
     print(f"speed-up   {'   '.join(times)}   (length {r['length']}, fp32, {r['device']})")
+    if r.get("peak_memory"):
+        print(f"memory     {r['peak_memory'] / 1e9:.1f} GB at most")
     print("minutes    " + "   ".join(f"{name} {x / 60:.1f}" for name, x in r["seconds"].items()))
 
 

@@ -20,7 +20,8 @@ from torch import nn
 
 import cofi
 from data.errors import UserError
-from data.harness.device import autocast, device_name, has_bf16, synchronize, to_device
+from data.harness.device import (autocast, device_name, has_bf16, peak_memory, product_speed,
+                                 synchronize, to_device)
 from data.harness.report import measure_speedup
 from data.harness.runs import load_data, setup
 from data.harness.teacher import cache_teacher
@@ -283,6 +284,21 @@ def random_masks(config, t):
 # ---- the benchmark -------------------------------------------------------------------------------
 
 
+def benchmark_memory(cfg, config, device, data, turns):
+    """Print the most memory that this process has used after so many pruning steps and no others.
+    """
+    student, teacher = cofi.BERT(config).to(device), cofi.BERT(config).to(device).eval()
+    d, L = config.hidden_size, len(config.heads_per_layer)
+    W_layer, masks = nn.Linear(d, d, bias=False, device=device), cofi.Masks(config).to(device)
+    journal = Turns({}, turns, math.ceil(len(data.train) / cfg.batch_size), device)
+    cached = cache_teacher(teacher, data.train, cofi.distilled_layers(L), cfg)
+    before = peak_memory(device)
+    cofi.train("prune", student, data, cfg, journal, cached, W_layer, masks)
+    if before:
+        print(f"memory: {before / 1e9:.2f} GB before, {peak_memory(device) / 1e9:.2f} GB after "
+              f"{turns} pruning steps\n")
+
+
 def benchmark_step(cfg, config, device, data, turns):
     """Print the time of a pruning step beside that of other steps."""
     student, teacher = cofi.BERT(config).to(device), cofi.BERT(config).to(device).eval()
@@ -307,12 +323,17 @@ def benchmark_step(cfg, config, device, data, turns):
     ours = journal.times["a pruning step"]
     # forward, and twice that backward; a multiply-add is two operations
     operations = [2 * 3 * cfg.batch_size * multiply_adds(config, T) for T in journal.lengths]
+    speed = sum(operations) / sum(ours)
     print(f"{cfg.task}, {cfg.batch_size} rows, {np.mean(journal.lengths):.0f} tokens (mean of "
           f"{len(ours)} batches), {device_name(device)}, bf16: {has_bf16(device)}; "
-          f"{sum(operations) / sum(ours) / 1e12:.3g} TFLOP/s of encoder matrices while pruning\n")
-    print(f"{'mean of':42}seconds  to pruning")
+          f"{speed / 1e12:.3g} TFLOP/s of encoder matrices while pruning, "
+          f"{speed / product_speed(device, cfg.bf16):.0%} of the speed of a large product\n")
+    print(f"{'mean of':42}seconds  range             to pruning: mean, median, range")
     for name, seen in journal.times.items():
-        print(f"{name:42}{np.mean(seen):7.4f}  {sum(seen) / sum(ours):10.2f}")
+        ratios = np.divide(seen, ours)
+        print(f"{name:42}{np.mean(seen):7.4f}  {min(seen):.4f} to {max(seen):.4f}  "
+              f"{sum(seen) / sum(ours):5.2f} {np.median(ratios):5.2f} {min(ratios):5.2f} to "
+              f"{max(ratios):.2f}")
     if device.type == "cuda":
         gib = torch.cuda.max_memory_allocated() / 2**30
         print(f"at most {gib:.2f} GiB, all of these together")
@@ -371,6 +392,7 @@ def benchmark(model, task, batch_size, threads, turns, device):
     data, config = load_data(cfg, config, tokenizer)
     if not config.id2label:
         raise UserError(f"--task must have classes for the benchmark, got {task}")
+    benchmark_memory(cfg, config, device, data, turns)      # first: the peak never falls
     benchmark_step(cfg, config, device, data, turns)
     benchmark_sparsities(cfg, config, device, data, turns)
     benchmark_pruned(config, device, min(128, config.max_position_embeddings))

@@ -132,8 +132,8 @@ def assert_same_files(one, two):
     a, b = (torch.load(folder / "pytorch_model.bin", weights_only=True) for folder in (one, two))
     assert list(a) == list(b) and all(torch.equal(w, b[name]) for name, w in a.items())
     if (one / "log.jsonl").exists():
-        logs = [[record | {"seconds": 0, "left": 0} for record in read_log(folder)]
-                for folder in (one, two)]
+        logs = [[record | {"seconds": 0, "seconds_per_step": 0, "left": 0}
+                 for record in read_log(folder)] for folder in (one, two)]
         assert logs[0] == logs[1]
 
 

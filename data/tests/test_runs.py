@@ -5,6 +5,7 @@ import sys
 from dataclasses import asdict, replace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,13 +16,14 @@ from data.harness import progress
 from data.harness.device import has_bf16
 from data.harness.journal import Journal
 from data.tasks import build_dataset
+from data.tokenized import tokenize_texts
 from data.tests.common import TINY, assert_close, make_batch, make_bert, slow
 from data.tests.helpers import (ALPHABET, command, make_squad, make_tokenizer, patch_load_task,
                                 read_log, read_result, write_custom)
 
 RESULT = """task model seed metric teacher_score pruned_score score target_sparsity sparsity
 encoder_parameters dense_encoder_parameters total_parameters speedup length seconds settings
-device versions""".split()
+peak_memory device versions""".split()
 UNIT = 2 * 16 / 5376          # of TINY's weights: an FFN unit
 
 
@@ -29,7 +31,7 @@ UNIT = 2 * 16 / 5376          # of TINY's weights: an FFN unit
 def test_what_a_run_leaves(offline, folder, tmp_path, capsys, task):
     assert cofi.main([*command(folder, tmp_path), "--task", task, "--sparsity", "0.6"]) == 0
     printed = capsys.readouterr().out
-    for word in ("teacher", "prune", "finetune", "■", "█", "speed-up",
+    for word in ("teacher", "prune", "finetune", "■", "█", "speed-up", "GB at most",
                  "caching teacher outputs for 70 examples"):
         assert word in printed
     run, = (tmp_path / "out").glob(f"{task}-0.6*")
@@ -198,8 +200,10 @@ def test_time_that_is_left(tmp_path, monkeypatch, capsys):
     cfg = cofi.Settings(prune_epochs=20, finetune_epochs=30, batch_size=32)
     journal = Steps(tmp_path / "run", {}, lambda record: f"left {record['left'] / 3600:g}")
     journal.clock = clock
-    stage = progress.Progress(journal, "prune", 40, {}, torch.device("cpu"))
-    for step, _ in stage.steps([None] * 64, cfg):
+    state = {"bert": make_bert(TINY)}
+    stage = progress.Progress(journal, "prune", 40, state, torch.device("cpu"))
+    dataset = tokenize_texts([["a b"] * 64], np.zeros(64), make_tokenizer(), 8)
+    for step, _ in stage.steps(dataset, cfg):
         stage.add(torch.zeros(2))
         if stage.should_log:
             stage.log(("a", "b"))
@@ -207,3 +211,32 @@ def test_time_that_is_left(tmp_path, monkeypatch, capsys):
     assert "left 36\n" in printed and printed.endswith("left 0\n")
     assert ("prune     3600.00 seconds for a step: about 20h00 left, 80h00 with finetune. "
             "README.md has a command for a laptop\n") in printed
+
+
+@pytest.mark.parametrize("stage, cfg, steps", [
+    # 2 batches in an epoch; t = .5 from a tenth of pruning on, or a ramp over the rest
+    ("teacher", dict(mask_start=0.1, sparsity_warmup=0.0), 2 * (5 + 10 * 0.55 + 10 * 0.5)),
+    ("prune", dict(mask_start=0.1, sparsity_warmup=0.0), 2 * (10 * 0.55 + 10 * 0.5)),
+    ("prune", dict(mask_start=0.2, sparsity_warmup=0.8), 2 * (10 * 0.8 + 10 * 0.5)),
+    ("finetune", dict(), None)])
+def test_long_run_is_announced_before_its_first_step(tmp_path, monkeypatch, capsys, stage, cfg,
+                                                     steps):
+    """As long as the matrix products of the rows take at the speed of a large product."""
+    bert = make_bert(TINY)
+    weights = cofi.count_encoder_weights(bert)
+    dataset = tokenize_texts([["a b"] * 40], np.zeros(40), make_tokenizer(), 8)
+    cfg = cofi.Settings(sparsity=0.5, teacher_epochs=5, prune_epochs=10, finetune_epochs=10, **cfg)
+    operations = 6 * weights * len(dataset.input_ids) / 40 * 32 * (steps or 40)
+    monkeypatch.setattr(progress, "SLOWEST_CPU", 0)
+    monkeypatch.setattr(progress, "training_batches", lambda *_: [])
+    printed = []
+    for hours in (2.9, 30.0):
+        monkeypatch.setattr(progress, "product_speed", lambda *_: operations / hours / 3600)
+        journal = Journal(tmp_path / f"{hours}", {})
+        state = {"bert": bert}
+        list(progress.Progress(journal, stage, 5, state, torch.device("cpu")).steps(dataset, cfg))
+        printed.append(capsys.readouterr().out)
+    later = "prune and finetune" if stage == "teacher" else "finetune"
+    announced = (f"{stage:9} at least 30h00 on this CPU, with {later}. README.md has a command for "
+                 "a laptop\n")
+    assert printed == ["", announced if steps else ""]
