@@ -13,8 +13,8 @@ if (Path(sys.argv[0]).name in ("cofi.py", "sparsebert.py")
         and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-# On a CPU oneDNN compiles a program for each new shape of a matrix product and keeps the last 1,024,
-# of about a megabyte each. A network that is pruned while it is trained has new shapes in every
-# step. PyTorch keeps a second cache of the same kind. Both are read when PyTorch first needs them.
+# On a CPU oneDNN compiles a program for each new shape of a matrix product, and keeps the last
+# 1,024, of about a megabyte each; PyTorch has a second cache of this kind. A network that is pruned
+# while it is trained has new shapes in every step: 128 are enough. PyTorch reads both later.
 for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(name, "128")
