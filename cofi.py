@@ -50,7 +50,7 @@ from data.harness.baselines import STRUCTURES, choose_structure
 from data.harness.cli import EPOCHS, LEARNING_RATE, SHARE, WEIGHT, RunConfig, flag
 from data.harness.commands import run_cli
 from data.harness.console import COFI_HEADER, COFI_LEGEND, cofi_line, print_header
-from data.harness.device import autocast, to_device
+from data.harness.device import SkipInit, autocast, to_device
 from data.harness.evaluate import evaluate_dev
 from data.harness.progress import Progress
 from data.harness.report import find_run, finish_run, print_report
@@ -887,9 +887,9 @@ def leave_out(bert, z):
         hidden_size=int((z_hidn > 0).sum()),
         heads_per_layer=h.tolist(),
         ffn_per_layer=f.tolist())
-    # On the meta device no weight is allocated or drawn: every one is written below, and training
-    # continues with the same random numbers.
-    with torch.device("meta"):
+    # On the meta device no weight is allocated, and none is drawn: every one is written below, and
+    # training continues with the same random numbers.
+    with torch.device("meta"), SkipInit():
         small = BERT(config)
     # These tensors are not trained. Autograd passes their gradients on to bert and z.
     small.to_empty(device=z_hidn.device).requires_grad_(False)

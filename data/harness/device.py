@@ -3,6 +3,7 @@ import sys
 import time
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 
 def pick_device(name):
@@ -43,6 +44,16 @@ def has_bf16(device):
 def autocast(device, enabled):
     """Return a context that computes in bfloat16 where that is enabled and supported."""
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled and has_bf16(device))
+
+
+class SkipInit(TorchFunctionMode):
+    """A context in which new modules do not initialize their weights: what they do with
+    torch.nn.init is left out. It takes most of the time in which a network is built.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") != "torch.nn.init":
+            return function(*args, **kwargs or {})
 
 
 def to_device(device, batch):
