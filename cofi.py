@@ -49,12 +49,12 @@ from data.checkpoint import load_encoder, load_weights, read_finetuned
 from data.harness.baselines import STRUCTURES, choose_structure
 from data.harness.cli import EPOCHS, LEARNING_RATE, SHARE, WEIGHT, RunConfig, flag
 from data.harness.commands import run_cli
-from data.harness.console import COFI_HEADER, COFI_LEGEND, cofi_line, print_header
+from data.harness.console import COFI_HEADER, cofi_line, print_header
 from data.harness.device import SkipInit, autocast, to_device
 from data.harness.evaluate import evaluate_dev
 from data.harness.progress import Progress
 from data.harness.report import find_run, finish_run, print_report
-from data.harness.runs import check_reachable, get_teacher, load_data, open_journal, setup
+from data.harness.runs import check_reachable, get_teacher, load_data, open_journals, setup
 from data.harness.teacher import cache_teacher
 
 import torch
@@ -79,7 +79,8 @@ class Settings(RunConfig):
     """Settings of CoFi besides those of every run."""
     # what is pruned
     sparsity: float = flag(
-        0.95, "Share of the encoder's weights to prune (paper: .60 to .95)", range=(0, 0.99))
+        0.95, "Share of the encoder's weights to prune (paper: .60 to .95), or several: "
+        "0.6,0.8,0.95; each goes on from the one before", range=(0, 0.99), is_rising=True)
     masks: str = flag(
         "mha,head,ffn,int,hidn", "Masks to learn; the others stay open (paper: all)",
         some_of=("mha", "head", "ffn", "int", "hidn"))
@@ -128,8 +129,8 @@ class Settings(RunConfig):
         "small": {
             "matching": "ordered",
             "prune_epochs": 100.0,
-            "mask_start": 4 / 100,
-            "sparsity_warmup": 20 / 100},
+            "mask_start": 0.04,
+            "sparsity_warmup": 0.2},
         "squad": {"prune_lr": 3e-5},
         "toy": {
             "sparsity": 0.9,
@@ -951,10 +952,13 @@ MAX_MASK_LR_SCALE = 20               # ours
 
 
 def target_sparsity(step, num_steps, cfg):
-    """Return t at a step after the masks have started."""
+    """Return t at a step, 0 before the masks start. Of several sparsities t rises to the last one.
+    """
+    before, last = cfg.ramp()
     start = cfg.mask_start * num_steps
     warmup = cfg.sparsity_warmup * num_steps
-    return cfg.sparsity * min((step - start) / max(warmup, 1), 1)   # § warm-up
+    risen = min(max(step - start, 0) / max(warmup, 1), 1)
+    return before + (last - before) * risen                         # § warm-up
 
 
 def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
@@ -1008,7 +1012,8 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
     for step, (indices, batch) in progress.steps(data.train, cfg):
         inputs, labels = to_device(device, batch)
         # forward: one sample of the masks for the whole batch
-        z = masks.sample() if masks and step > cfg.mask_start * num_steps else {}
+        t = target_sparsity(step, num_steps, cfg) if masks else 0.0
+        z = masks.sample() if t else {}
         student, project = partial(bert, **z), W_layer
         if z and device.type == "cpu":
             # The same outputs and gradients, at the cost of what is open. On a GPU the masks
@@ -1023,7 +1028,6 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
             loss, losses, m = distillation_loss(
                 out, out_t, labels, inputs["attention_mask"], cfg, project)
         if z:
-            t = target_sparsity(step, num_steps, cfg)
             loss = loss + lagrangian(masks.sparsity(), t, **lambdas)
 
         # backward
@@ -1064,51 +1068,50 @@ def run(cfg):
     """Run everything, from teacher to report. What was finished earlier is not done again."""
     device, tokenizer, config = setup(cfg, Config)
     torch.manual_seed(cfg.seed)
-    masks = Masks(config, cfg.groups())
+    masks = Masks(config, cfg.groups()).to(device)
     # what is impossible is refused before anything is downloaded or trained
     check_reachable(masks, cfg)
     data, config = load_data(cfg, config, tokenizer)
-    folder, key, is_finished = find_run(cfg, data, [cfg.task, str(cfg.sparsity)], print_report)
+    folder, key, is_finished = find_run(cfg, data, [cfg.task, cfg.sparsity], print_report)
     if is_finished:
         return
     student, notes = load_pretrained(cfg.model, config, cfg.seed)
     student.to(device)
-    print_header(folder, data, notes, COFI_LEGEND + COFI_HEADER)
+    print_header(folder, data, notes, COFI_HEADER)
 
     # The teacher is fine-tuned on the labels, or found where an earlier run has left it.
-    scores = {}
-    seconds = {}
+    scores, seconds = {}, {}
     teacher, scores["teacher"], seconds["teacher"] = get_teacher(
         cfg, config, data, tokenizer, device,
         load_finetuned, load_pretrained, train)
     distilled = distilled_layers(len(teacher.config.heads_per_layer))
     teacher_outputs = cache_teacher(teacher, data.train, distilled, cfg)
 
-    # Prune: the student learns log_alpha and weights together, then what is closed is removed.
-    journal = open_journal(folder, key, cfg, cofi_line)
-    masks.to(device)
     W_layer = nn.Linear(
         config.hidden_size, teacher.config.hidden_size, bias=False, device=device)
     # student and teacher come from one pre-trained model: their states begin alike
     nn.init.eye_(W_layer.weight)
-    if cfg.structure == "learned":
-        _, seconds["prune"] = train(
-            "prune", student, data, cfg, journal, teacher_outputs, W_layer, masks)
-    else:
-        # a baseline: masks are set at once, and all steps are left for fine-tuning
-        cfg, seconds["prune"] = choose_structure(student, teacher, masks, data, cfg, label_loss)
-    z = final_masks(masks, cfg.sparsity)
-    small = prune_model(student, z)
-    scores["pruned"] = evaluate_dev(small, data)
+    # Each sparsity goes on from the student, the masks and W_layer of the one before.
+    for t, cfg, journal in open_journals(folder, key, cfg, cofi_line, print_report):
+        # Prune: the student learns log_alpha and weights together, then what is closed is removed.
+        if cfg.structure == "learned":
+            _, seconds["prune"] = train(
+                "prune", student, data, cfg, journal, teacher_outputs, W_layer, masks)
+        else:
+            # a baseline: masks are set at once, and all steps are left for fine-tuning
+            cfg, seconds["prune"] = choose_structure(student, teacher, masks, data, cfg, label_loss)
+        z = final_masks(masks, t)
+        small = prune_model(student, z)
+        scores["pruned"] = evaluate_dev(small, data)
 
-    # Fine-tune what is left. W_layer reads the student's states, which have lost dimensions.
-    W_layer.weight = nn.Parameter(W_layer.weight.detach()[:, z["z_hidn"] > 0])
-    last, seconds["finetune"] = train(
-        "finetune", small, data, cfg, journal, teacher_outputs, W_layer)
-    scores["finetuned"] = last["scores"]
-    finish_run(
-        cfg, journal, tokenizer, student, small, (z, distilled, last["m"]), scores, seconds,
-        count_encoder_weights)
+        # Fine-tune what is left. W_layer reads the student's states, which have lost dimensions.
+        project = copy.deepcopy(W_layer)
+        project.weight = nn.Parameter(W_layer.weight.detach()[:, z["z_hidn"] > 0])
+        last, seconds["finetune"] = train(
+            "finetune", small, data, cfg, journal, teacher_outputs, project)
+        finish_run(
+            cfg, journal, tokenizer, student, small, z, distilled, last, scores, seconds,
+            count_encoder_weights)
 
 
 def main(arguments=None):

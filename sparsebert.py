@@ -99,14 +99,6 @@ class Settings(RunConfig):
     TASK_DEFAULTS = {"small": {"prune_epochs": 12}, "large": {"prune_epochs": 5},
                      "squad": {"prune_epochs": 5}, "toy": {"prune_epochs": 4, "prune_lr": 1e-3}}
 
-    def sparsities(self):
-        """Return the sparsities as numbers, each once."""
-        try:
-            return list(dict.fromkeys(float(s) for s in self.sparsity.split(",")))
-        except ValueError as error:
-            raise UserError(f"--sparsity must be a number such as 0.95, or several separated by "
-                            f"commas, got {self.sparsity}") from error
-
     def check(self):
         """Raise UserError for the first setting that is not allowed."""
         super().check()

@@ -55,7 +55,7 @@ def choose_structure(student, teacher, masks, data, cfg, label_loss):
     elif cfg.structure == "fisher":
         scores = fisher_scores(student, masks, z, data.train, cfg, label_loss)
     else:
-        scores = small_scores(mean_squares(student, masks, z), cfg.sparsity)
+        scores = small_scores(mean_squares(student, masks, z), cfg.sparsities()[-1])
     write_log_alpha(masks, scores)
     epochs = cfg.prune_epochs + cfg.finetune_epochs
     steps = sum(cfg.num_steps(stage, len(data.train)) for stage in ("prune", "finetune"))

@@ -22,8 +22,8 @@ def flag(default, help, **allowed):
     """Declare a setting: its default, its help, and what is allowed.
 
     allowed: range=(low, high), both included; choices=(...), one of them; or some_of=(...), one or
-    more of them, separated by commas. is_share=True: these settings
-    may add up to at most 1.
+    more of them, separated by commas. is_share=True: these settings may add up to at most 1.
+    is_rising=True: a number, or several separated by commas, each larger than the one before.
     """
     return field(default=default, metadata={"help": help, **allowed})
 
@@ -39,9 +39,16 @@ def check_allowed(cfg):
         if some_of and sorted(value.split(",")) != sorted(set(value.split(",")) & set(some_of)):
             raise UserError(f"--{f.name} must be some of {','.join(some_of)}, separated by commas, "
                             f"got {value}")
+        values = [value]
+        if "is_rising" in f.metadata:
+            values = split_numbers(f.name, value)
+            if values != sorted(set(values)):
+                rising = ",".join(f"{x:g}" for x in sorted(set(values)))
+                raise UserError(f"--{f.name} must rise from one to the next, got {value}. Try "
+                                f"{rising}")
         if "range" in f.metadata:
-            low, high = f.metadata["range"]
-            check_in_range(f.name, value, low, high)
+            for one in values:
+                check_in_range(f.name, one, *f.metadata["range"])
     shares = [f.name for f in fields(cfg) if "is_share" in f.metadata]
     values = [getattr(cfg, name) for name in shares]
     if sum(values) > 1:
@@ -58,6 +65,15 @@ def check_in_range(name, value, low, high):
         hint = f" (did you mean {value / 100:g}?)"
     shown = f"{value:g}" if isinstance(value, float) else str(value)[:40]
     raise UserError(f"--{name} must be between {low:g} and {high:g}, got {shown}{hint}")
+
+
+def split_numbers(name, value):
+    """Return a setting of a number, or of several separated by commas, as a list of numbers."""
+    try:
+        return [float(x) for x in str(value).split(",")]
+    except ValueError as error:
+        raise UserError(f"--{name} must be a number such as 0.95, or several separated by commas, "
+                        f"got {value}") from error
 
 
 @dataclass
@@ -106,6 +122,15 @@ class RunConfig:
             defaults |= vars(kind).get("TASK_DEFAULTS", {}).get(size, {})
         return cls(task=task, data=data, **defaults)
 
+    def sparsities(self):
+        """Return --sparsity as a list of numbers, each once."""
+        return list(dict.fromkeys(split_numbers("sparsity", self.sparsity)))
+
+    def ramp(self):
+        """Return where t starts, and where it ends: at the last sparsity."""
+        before, last = [0.0, *self.sparsities()][-2:]
+        return before, last
+
     def num_steps(self, stage, num_examples):
         """Return the number of optimizer steps of a stage: teacher, prune or finetune."""
         epochs = getattr(self, f"{stage}_epochs")
@@ -123,6 +148,14 @@ class RunConfig:
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message[:200]}. Try python {self.prog} --help")
+
+
+def number_or_text(text):
+    """Parse one number as such. Leave several separated by commas as they are, for split_numbers."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def make_parser(kind, doc, commands={}):
@@ -145,7 +178,8 @@ def make_parser(kind, doc, commands={}):
         if f.type is bool:
             parser.add_argument(f"--{f.name}", help=help, action=argparse.BooleanOptionalAction)
         else:
-            parser.add_argument(f"--{f.name}", help=help, type=f.type,
+            kind_of = number_or_text if "is_rising" in f.metadata else f.type
+            parser.add_argument(f"--{f.name}", help=help, type=kind_of,
                                 metavar=f.type.__name__.upper())
     if commands:                        # argparse does not print the help of an empty group
         group = parser.add_mutually_exclusive_group()

@@ -52,7 +52,7 @@ def compare(path, kind):
 def read_results(path):
     """Return the results of all finished runs in a folder, or in a file with one on each line."""
     if is_folder(path):
-        found = {file: read_json(file) for file in sorted(Path(path).glob("*/result.json"))}
+        found = {file: read_json(file) for file in sorted(Path(path).rglob("result.json"))}
     elif Path(path).is_file():
         lines = enumerate(read_text(Path(path)).splitlines(), 1)
         found = {f"{path}, line {number}": parse(line, path) for number, line in lines}
@@ -117,7 +117,8 @@ def names_of(results, kind):
 
     def changed(settings, defaults):
         return [f"{name}={value}" for name, value in sorted(settings.items())
-                if name in defaults and name not in NO_NAME and value != defaults[name]]
+                if name in defaults and name not in NO_NAME and value != defaults[name]
+                or name == "sparsity" and "," in str(value)]
 
     defaults = min(candidates, key=lambda d: sum(len(changed(r["settings"], d)) for r in results))
     words = {id(r): changed(r["settings"], defaults) for r in results}

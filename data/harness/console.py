@@ -8,16 +8,14 @@ import sys
 from data.errors import UserError, short_message
 from data.harness.journal import Interrupted, stop_signals
 
-COFI_LEGEND = """\
+COFI_HEADER = """\
 L_pred   mean since the line above         s        expected sparsity      score  on the dev set
          (loss on the labels without a     t        target sparsity        s/step seconds
          teacher or with pred_weight 0)    lambda1  linear multiplier      left   in this stage
 L_layer  mean since the line above         lambda2  quadratic multiplier   m      student layer of
                                                                                   a distilled one
 
-"""
-COFI_HEADER = ("stage       step   L_pred  L_layer       s       t  lambda1  lambda2   score"
-               "  s/step    left  m")
+stage       step   L_pred  L_layer       s       t  lambda1  lambda2   score  s/step    left  m"""
 
 SPARSEBERT_LEGEND = """\
 L_hidden, L_att, L_pred   means since the line above, before their weights; without distillation

@@ -89,7 +89,8 @@ class Progress:
         if self.device.type != "cpu" or "finetune" not in later or self.start_step:
             return
         warm_up = 1 - cfg.mask_start - cfg.sparsity_warmup / 2
-        closed = {"teacher": 0, "prune": cfg.sparsity * warm_up, "finetune": cfg.sparsity}
+        target = cfg.sparsities()[-1]
+        closed = {"teacher": 0, "prune": target * warm_up, "finetune": target}
         stages = [self.stage, *later]
         steps = sum(cfg.num_steps(stage, len(dataset)) * (1 - closed[stage]) for stage in stages)
         weights = sum(p.numel() for p in self.state["bert"].layers.parameters() if p.dim() == 2)

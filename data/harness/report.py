@@ -63,7 +63,7 @@ def run_result(cfg, key, device, scores, weights, seconds, speedup, length):
         "teacher_score": scores["teacher"][metric], "pruned_score": scores["pruned"][metric],
         "score": scores["finetuned"][metric], "scores": scores["finetuned"],
         "teacher_scores": scores["teacher"], "pruned_scores": scores["pruned"],
-        "target_sparsity": cfg.sparsity, "sparsity": 1 - encoder / dense_encoder,
+        "target_sparsity": cfg.sparsities()[-1], "sparsity": 1 - encoder / dense_encoder,
         "encoder_parameters": encoder, "dense_encoder_parameters": dense_encoder,
         "total_parameters": total, "dense_total_parameters": dense_total,
         "speedup": speedup, "length": length, "seconds": seconds, "settings": key,
@@ -71,25 +71,25 @@ def run_result(cfg, key, device, scores, weights, seconds, speedup, length):
         "versions": library_versions()}
 
 
-def finish_run(cfg, journal, tokenizer, student, small, structure, scores, seconds,
+def finish_run(cfg, journal, tokenizer, student, small, z, distilled, last, scores, seconds,
                count_encoder_weights):
     """Measure the speed-up, write everything that a run of cofi.py leaves, and print the report.
 
-    student, small: the network before and after pruning; structure: (final masks, distilled teacher
-    layers, layer matching); scores, seconds: see run_result.
+    student, small: the network before and after pruning; z: the final masks; distilled: teacher
+    layers; last: what fine-tuning logged last; scores: {"teacher", "pruned": {metric: value}};
+    seconds: {stage: seconds}.
     """
     folder, device = journal.folder, student.classifier.weight.device
     length = min(128, student.config.max_position_embeddings)
     speedup = measure_speedup(student, small)
+    scores = scores | {"finetuned": last["scores"]}
     weights = {"encoder": [count_encoder_weights(bert) for bert in (student, small)],
                "total": [sum(p.numel() for p in bert.parameters()) for bert in (student, small)]}
     result = run_result(cfg, journal.settings, device, scores, weights, seconds, speedup, length)
-    z, distilled, m = structure
-    picture = draw_structure(student.config, z, distilled, m)
+    picture = draw_structure(student.config, z, distilled, last["m"])
     write_text(folder / "network.txt", f"{picture}\n")
     write_curves(folder, journal.records(), distilled, result)
     save_model(folder, small, tokenizer, result)
-    journal.finish()
     print_report(folder, result)
 
 

@@ -73,9 +73,10 @@ def max_sparsity(masks):
 def check_reachable(masks, cfg):
     """Raise UserError if these masks cannot reach the target sparsity."""
     highest = max_sparsity(masks)
-    if cfg.sparsity > highest:
+    target = cfg.sparsities()[-1]
+    if target > highest:
         raise UserError(f"--sparsity must be at most {highest:.3f} with --masks {cfg.masks}, got "
-                        f"{cfg.sparsity:g}. Try a lower sparsity, or more masks")
+                        f"{target:g}. Try a lower sparsity, or more masks")
 
 
 # ---- folders and settings ------------------------------------------------------------------------
@@ -89,7 +90,7 @@ def run_dir(cfg, prefix, names=None):
     """
     names = names or {field.name for field in fields(cfg)} - {"sparsity"}
     defaults = asdict(cfg.for_task(cfg.task, cfg.data)) | {"data": ""}
-    words = list(prefix)
+    words = [str(word) for word in prefix]
     for name, value in asdict(cfg).items():
         if name in NOT_IN_RUN_KEY | {"task"} or name not in names or value == defaults[name]:
             continue
@@ -145,6 +146,32 @@ def load_finished(folder, key, overwrite=False):
 def open_journal(folder, key, cfg, format_line):
     """Return the Journal of a folder, with the settings of the run."""
     return Journal(folder, key, format_line, cfg.save_every, cfg.overwrite)
+
+
+def open_journals(folder, key, cfg, format_line, print_result):
+    """Yield (sparsity, settings, Journal) for each sparsity of a run of cofi.py.
+
+    One sparsity has the folder of the run. Of several, each has a folder inside, and its settings
+    name the sparsities up to it. All checkpoints are kept until the last one is finished: a run
+    that resumes walks through them to where it was. print_result(folder, result): prints what was
+    finished earlier.
+    """
+    targets = cfg.sparsities()
+    folders = [folder / f"{t:g}" for t in targets] if targets[1:] else [folder]
+    if targets[1:] and not cfg.overwrite and load_finished(folders[-1], key):
+        print("finished earlier. Use --overwrite to replace it")
+        for inside in folders:
+            print_result(inside, load_finished(inside, key))
+        return
+    journals = []
+    for i, inside in enumerate(folders):
+        if targets[1:]:
+            print(f"\nsparsity   {targets[i]:g}, in {inside}")
+        journals.append(open_journal(inside, key, cfg, format_line))
+        reached = ",".join(f"{t:g}" for t in targets[:i + 1])
+        yield targets[i], replace(cfg, sparsity=reached) if targets[1:] else cfg, journals[-1]
+    for journal in journals:
+        journal.finish()
 
 
 def save_model(folder, bert, tokenizer, result):

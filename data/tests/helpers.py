@@ -154,15 +154,17 @@ class Killed(BaseException):
 def kill_at(monkeypatch, saves, kills):
     """Save checkpoints after these steps of each stage, and end the program at others.
 
-    saves: steps; kills: (stage, step), once each. Returns the kills that are still to come.
+    saves: steps; kills: (stage, step), or (name of the folder, stage, step), once each. Returns the
+    kills that are still to come.
     """
     original, left = Journal.steps, list(kills)
 
     def steps(journal, batches, stage, total, start_step):
         for step, batch in original(journal, batches, stage, total, start_step):
-            if (stage, step) in left:
-                left.remove((stage, step))
-                raise Killed
+            for kill in (stage, step), (journal.folder.name, stage, step):
+                if kill in left:
+                    left.remove(kill)
+                    raise Killed
             journal.is_save_step = step in saves
             yield step, batch
 

@@ -99,7 +99,12 @@ WITHOUT_CLS = {"model": {"type": "WordLevel", "vocab": {"<s>": 0, "</s>": 1, "[U
 BAD_ARGUMENTS = {
     "unknown task": (["--task", "rtee"], None, "got rtee"),
     "unknown flag": (["--sparsty", "0.9"], None, "unrecognized arguments: --sparsty"),
-    "not a number": (["--sparsity", "high"], None, "invalid float value: 'high'"),
+    "not a number": (["--sparsity", "high"], None, "--sparsity must be a number such as 0.95, or "
+                     "several separated by commas, got high"),
+    "one of several is no number": (["--sparsity", "0.6,"], None, "by commas, got 0.6,"),
+    "one of several is too large": (["--sparsity", "0.6,80"], None, "got 80 (did you mean 0.8?)"),
+    "sparsities that fall": (["--sparsity", "0.8,0.6,0.8"], None, "--sparsity must rise from one to "
+                             "the next, got 0.8,0.6,0.8. Try 0.6,0.8"),
     "sparsity 95": (["--sparsity", "95"], None,
                     "--sparsity must be between 0 and 0.99, got 95 (did you mean 0.95?)"),
     "negative rate": (["--prune_lr", "-1"], None, "--prune_lr must be between 1e-09 and 1, got -1"),

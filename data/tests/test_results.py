@@ -47,7 +47,9 @@ def test_thin_masks_of_bert_base():
 def test_benchmark_runs(capsys):
     assert main(["--benchmark", "--turns", "1"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"naively.* \d+\.\d+ +\d+\.\d\d\n", printed) and "at batch 128" in printed
+    assert re.search(r"naively.*( +\d+\.\d+){4} to \d+\.\d+\n", printed)
+    assert re.search(r"memory: \d\.\d\d GB before, \d\.\d\d GB after 1 pruning steps\n", printed)
+    assert "% of the speed of a large product" in printed and "at batch 128" in printed
 
 
 def test_benchmark_of_a_task_without_classes(monkeypatch, capsys, offline, folder):

@@ -21,7 +21,7 @@ from data.harness.journal import Journal
 from data.harness.teacher import cache_teacher
 from data.tests.common import ODD, assert_close, make_bert, slow
 from data.tests.helpers import (Killed, Malicious, assert_same_files, command, kill_at, read_result,
-                                run_in_child, write_custom)
+                                read_log, run_in_child, write_custom)
 from data.tokenized import TokenizedDataset, batches
 
 
@@ -58,6 +58,40 @@ def test_interrupted_run_resumes_bit_for_bit(offline, folder, tmp_path, monkeypa
     assert cofi.main([*flags, "--overwrite"]) == 0
     assert "resumes after" not in capsys.readouterr().out
     assert_same_files(whole, killed)
+
+
+@slow
+def test_several_sparsities_resume_bit_for_bit(offline, folder, tmp_path, monkeypatch, capsys):
+    """The first one is a run of its own. The second goes on from it, also in a new process."""
+    flags = [*command(folder, tmp_path), "--max_steps", "12"]
+    assert cofi.main([*flags, "--sparsity", "0.3", "--out", str(tmp_path / "first")]) == 0
+    flags += ["--sparsity", "0.3,0.5", "--out"]
+    assert cofi.main([*flags, str(tmp_path / "whole")]) == 0
+    kills = [("0.3", "prune", 6), ("0.3", "finetune", 8), ("0.5", "prune", 1), ("0.5", "prune", 9),
+             ("0.5", "finetune", 2)]
+    left = kill_at(monkeypatch, (4, 5, 7), kills)
+    for _ in kills:
+        with pytest.raises(Killed):
+            cofi.main([*flags, str(tmp_path / "killed")])
+    assert not left and cofi.main([*flags, str(tmp_path / "killed")]) == 0
+    whole, killed = (find(tmp_path, f"{out}/mrpc-0.3,0.5*") for out in ("whole", "killed"))
+    for name in "0.3", "0.5":
+        assert_same_files(whole / name, killed / name)
+        assert not list(killed.glob("*/*.state")) + list(killed.glob("*/lock"))
+    assert_same_files(find(tmp_path, "first/mrpc-0.3*"), whole / "0.3")
+    second = [record for record in read_log(whole / "0.5") if record["stage"] == "prune"]
+    targets = [record["t"] for record in second]
+    assert targets == sorted(targets) and 0.3 < targets[0] < 0.35 and targets[-1] == 0.5
+    before = [record for record in read_log(whole / "0.3") if record["stage"] == "prune"][-1]
+    assert second[0]["s"] == pytest.approx(before["s"], abs=0.05)
+    capsys.readouterr()
+    assert cofi.main([*flags, str(tmp_path / "killed")]) == 0
+    printed = capsys.readouterr().out
+    assert "finished earlier" in printed and printed.count("target 0.") == 2
+    assert cofi.main(["--compare", str(tmp_path / "whole")]) == 0
+    assert capsys.readouterr().out.count("| CoFi | 0.") == 2
+    assert cofi.main(["--compare", str(tmp_path)]) == 0
+    assert "\n| sparsity=0.3,0.5 | 0.5 |" in capsys.readouterr().out
 
 
 def test_interrupted_comparison_resumes_bit_for_bit(offline, folder, tmp_path, monkeypatch, capsys):
