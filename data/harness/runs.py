@@ -157,19 +157,21 @@ def open_journals(folder, key, cfg, format_line, print_result):
     finished earlier.
     """
     targets = cfg.sparsities()
-    folders = [folder / f"{t:g}" for t in targets] if targets[1:] else [folder]
-    if targets[1:] and not cfg.overwrite and load_finished(folders[-1], key):
-        print("finished earlier. Use --overwrite to replace it")
-        for inside in folders:
-            print_result(inside, load_finished(inside, key))
-        return
-    journals = []
-    for i, inside in enumerate(folders):
-        if targets[1:]:
-            print(f"\nsparsity   {targets[i]:g}, in {inside}")
-        journals.append(open_journal(inside, key, cfg, format_line))
-        reached = ",".join(f"{t:g}" for t in targets[:i + 1])
-        yield targets[i], replace(cfg, sparsity=reached) if targets[1:] else cfg, journals[-1]
+    if not targets[1:]:
+        journals = [open_journal(folder, key, cfg, format_line)]
+        yield targets[0], cfg, journals[0]
+    else:
+        folders = [folder / str(t) for t in targets]
+        if not cfg.overwrite and load_finished(folders[-1], key):
+            print("finished earlier. Use --overwrite to replace it")
+            for inside in folders:
+                print_result(inside, load_finished(inside, key))
+            return
+        # all at once: --overwrite removes every earlier result before the first new one
+        journals = [open_journal(inside, key, cfg, format_line) for inside in folders]
+        for i, (t, journal) in enumerate(zip(targets, journals)):
+            print(f"\nsparsity   {t}, in {journal.folder}")
+            yield t, replace(cfg, sparsity=",".join(map(str, targets[:i + 1]))), journal
     for journal in journals:
         journal.finish()
 

@@ -88,6 +88,14 @@ def test_several_sparsities_resume_bit_for_bit(offline, folder, tmp_path, monkey
     assert cofi.main([*flags, str(tmp_path / "killed")]) == 0
     printed = capsys.readouterr().out
     assert "finished earlier" in printed and printed.count("target 0.") == 2
+    # --overwrite removes the second model before the first is made again
+    left = kill_at(monkeypatch, (4, 5, 7), [("0.3", "prune", 6)])
+    with pytest.raises(Killed):
+        cofi.main([*flags, str(tmp_path / "killed"), "--overwrite"])
+    assert not list(killed.glob("*/result.json"))
+    assert cofi.main([*flags, str(tmp_path / "killed")]) == 0
+    assert_same_files(whole / "0.5", killed / "0.5")
+    capsys.readouterr()
     assert cofi.main(["--compare", str(tmp_path / "whole")]) == 0
     assert capsys.readouterr().out.count("| CoFi | 0.") == 2
     assert cofi.main(["--compare", str(tmp_path)]) == 0
