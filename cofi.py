@@ -79,8 +79,8 @@ class Settings(RunConfig):
     """Settings of CoFi besides those of every run."""
     # what is pruned
     sparsity: float = flag(
-        0.95, "Share of the encoder's weights to prune (paper: .60 to .95), or several: "
-        "0.6,0.8,0.95; each goes on from the one before", range=(0, 0.99), is_rising=True)
+        0.95, "Share of the encoder's weights to prune (paper: .60 to .95), or several (0.6,0.8): "
+        "each goes on from the pruning of the one before", range=(0, 0.99), is_rising=True)
     masks: str = flag(
         "mha,head,ffn,int,hidn", "Masks to learn; the others stay open (paper: all)",
         some_of=("mha", "head", "ffn", "int", "hidn"))
@@ -952,7 +952,8 @@ MAX_MASK_LR_SCALE = 20               # ours
 
 
 def target_sparsity(step, num_steps, cfg):
-    """Return t at a step, 0 before the masks start. Of several sparsities t rises to the last one.
+    """Return t at a step, 0 before the masks start. Of several sparsities t rises from the last
+    but one to the last.
     """
     before, last = cfg.ramp()
     start = cfg.mask_start * num_steps
@@ -1091,8 +1092,8 @@ def run(cfg):
         config.hidden_size, teacher.config.hidden_size, bias=False, device=device)
     # student and teacher come from one pre-trained model: their states begin alike
     nn.init.eye_(W_layer.weight)
-    # Each sparsity goes on from the student, the masks and W_layer of the one before.
-    for t, cfg, journal in open_journals(folder, key, cfg, cofi_line, print_report):
+    # Each sparsity goes on from the student, masks and W_layer that the one before has pruned.
+    for t, cfg, journal in open_journals(folder, key, cfg, cofi_line):
         # Prune: the student learns log_alpha and weights together, then what is closed is removed.
         if cfg.structure == "learned":
             _, seconds["prune"] = train(

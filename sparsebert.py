@@ -46,7 +46,7 @@ from data.errors import UserError
 from data.files import write_json
 from data.harness.cli import RunConfig, check_in_range, flag
 from data.harness.commands import run_cli
-from data.harness.console import SPARSEBERT_HEADER, SPARSEBERT_LEGEND, print_header
+from data.harness.console import COFI_COLUMNS, SPARSEBERT_HEADER, SPARSEBERT_LEGEND, print_header
 from data.harness.console import sparsebert_line
 from data.harness.device import autocast, device_name, to_device
 from data.harness.evaluate import evaluate, evaluate_dev
@@ -554,7 +554,7 @@ def run(cfg):
     if is_finished:
         return
     bert, notes = load_pretrained(cfg.model, config, cfg.seed)
-    print_header(folder, data, notes, cofi.COFI_HEADER)
+    print_header(folder, data, notes, COFI_COLUMNS)
     teacher, teacher_scores, seconds = get_teacher(
         cfg, config, data, tokenizer, device, cofi.load_finetuned, load_pretrained,
         cofi.train)

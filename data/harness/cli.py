@@ -151,7 +151,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def number_or_text(text):
-    """Parse one number as such. Leave several separated by commas as they are, for split_numbers."""
+    """Parse one number as such. Leave several as they are, for split_numbers."""
     try:
         return float(text)
     except ValueError:
@@ -207,6 +207,9 @@ def parse_settings(kind, given):
         words = given[f.name].split(",") if some_of and f.name in given else []
         if words and sorted(words) == sorted(set(words) & set(some_of)):
             given[f.name] = ",".join(word for word in some_of if word in words)
+        if "is_rising" in f.metadata and f.name in given:
+            values = split_numbers(f.name, given[f.name])
+            given[f.name] = ",".join(map(str, values)) if values[1:] else values[0]
     cfg = kind(**defaults | {"task": task} | given)
     cfg.check()
     return cfg

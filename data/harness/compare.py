@@ -52,7 +52,9 @@ def compare(path, kind):
 def read_results(path):
     """Return the results of all finished runs in a folder, or in a file with one on each line."""
     if is_folder(path):
-        found = {file: read_json(file) for file in sorted(Path(path).rglob("result.json"))}
+        # a run of several sparsities has its results one level further down
+        files = [*Path(path).glob("*/result.json"), *Path(path).glob("*/*/result.json")]
+        found = {file: read_json(file) for file in sorted(files)}
     elif Path(path).is_file():
         lines = enumerate(read_text(Path(path)).splitlines(), 1)
         found = {f"{path}, line {number}": parse(line, path) for number, line in lines}

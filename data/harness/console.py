@@ -8,14 +8,16 @@ import sys
 from data.errors import UserError, short_message
 from data.harness.journal import Interrupted, stop_signals
 
-COFI_HEADER = """\
+COFI_COLUMNS = ("stage       step   L_pred  L_layer       s       t  lambda1  lambda2   score"
+                "  s/step    left  m")
+COFI_HEADER = f"""\
 L_pred   mean since the line above         s        expected sparsity      score  on the dev set
          (loss on the labels without a     t        target sparsity        s/step seconds
          teacher or with pred_weight 0)    lambda1  linear multiplier      left   in this stage
 L_layer  mean since the line above         lambda2  quadratic multiplier   m      student layer of
                                                                                   a distilled one
 
-stage       step   L_pred  L_layer       s       t  lambda1  lambda2   score  s/step    left  m"""
+{COFI_COLUMNS}"""
 
 SPARSEBERT_LEGEND = """\
 L_hidden, L_att, L_pred   means since the line above, before their weights; without distillation

@@ -75,8 +75,8 @@ def synchronize(device):
 
 
 def peak_memory(device):
-    """Return how many bytes a run has used at most: of a GPU's memory, else of main memory by this
-    process. None on Windows.
+    """Return how many bytes this process has used at most: with CUDA of the GPU's memory, else of
+    main memory. None on Windows.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
@@ -90,7 +90,8 @@ def peak_memory(device):
 
 def product_speed(device, bf16):
     """Measure the operations per second of a large matrix product, two for each multiply-add."""
-    a, b = torch.randn(1024, 768, device=device), torch.randn(768, 3072, device=device)
+    # ones, not random numbers: the run that asks must not get others than without it
+    a, b = torch.ones(1024, 768, device=device), torch.ones(768, 3072, device=device)
     times = []
     with torch.no_grad(), autocast(device, bf16):
         for _ in range(4):                                          # the first warms up

@@ -1,4 +1,5 @@
 """Progress of one training stage: step counter, timer, running losses, when to log and to save."""
+import math
 import time
 
 import torch
@@ -12,7 +13,7 @@ FINITE_CHECK_STEPS = 50     # on a GPU; ours: the check waits for the GPU to fin
 ESTIMATE_STEPS = 20         # after so many steps a long run says how long it will take
 LONG_RUN = 10 * 60.0        # in seconds
 LONG_RUN_ON_CPU = 3 * 60 * 60.0
-SLOWEST_CPU = 1e10          # operations per second; ours: below this a short run is not measured
+SLOWEST_CPU = 1e10          # operations per second; ours: what is short even at this speed is short
 LAPTOP = "README.md has a command for a laptop"
 STAGES = ("teacher", "prune", "finetune")       # of cofi.py, in order
 
@@ -88,15 +89,25 @@ class Progress:
         later = self.later_stages(cfg)
         if self.device.type != "cpu" or "finetune" not in later or self.start_step:
             return
-        warm_up = 1 - cfg.mask_start - cfg.sparsity_warmup / 2
-        target = cfg.sparsities()[-1]
-        closed = {"teacher": 0, "prune": target * warm_up, "finetune": target}
-        stages = [self.stage, *later]
-        steps = sum(cfg.num_steps(stage, len(dataset)) * (1 - closed[stage]) for stage in stages)
+        steps = {stage: cfg.num_steps(stage, len(dataset)) for stage in [self.stage, *later]}
+        # the mean of t over the pruning stage, as a share of its rise
+        risen = 1 - cfg.mask_start - cfg.sparsity_warmup / 2
+        if cfg.structure != "learned":
+            risen = 1
+        targets = cfg.sparsities()
+        ramps = list(zip([0.0, *targets], targets))
+        dense_steps = 0                     # as many steps of the whole network take as long
+        if self.stage == "teacher":
+            dense_steps = steps["teacher"]
+        else:
+            ramps = ramps[-1:]
+        for before, last in ramps:
+            dense_steps += steps["prune"] * (1 - before - (last - before) * risen)
+            dense_steps += steps["finetune"] * (1 - last)
         weights = sum(p.numel() for p in self.state["bert"].layers.parameters() if p.dim() == 2)
-        tokens = cfg.batch_size * len(dataset.input_ids) / len(dataset)
+        tokens = len(dataset.input_ids) / math.ceil(len(dataset) / cfg.batch_size)
         # forward, and twice that backward; a multiply-add is two operations
-        operations = 2 * 3 * weights * tokens * steps
+        operations = 2 * 3 * weights * tokens * dense_steps
         if operations < LONG_RUN_ON_CPU * SLOWEST_CPU:
             return
         least = operations / product_speed(self.device, cfg.bf16)
@@ -111,7 +122,8 @@ class Progress:
         text = f"about {duration(left)} left"
         later = self.later_stages(cfg)
         if later:
-            left += per_step * sum(cfg.num_steps(stage, num_examples) for stage in later)
+            runs = len(cfg.sparsities()) if self.stage == "teacher" else 1
+            left += runs * per_step * sum(cfg.num_steps(stage, num_examples) for stage in later)
             text += f", {duration(left)} with {' and '.join(later)}"
         if left > LONG_RUN_ON_CPU and self.device.type == "cpu":
             text += f". {LAPTOP}"

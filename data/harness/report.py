@@ -13,7 +13,7 @@ from data.files import read_json, read_text, write_text
 from data.harness.charts import plot_run
 from data.harness.device import device_name, peak_memory, synchronize, to_device
 from data.harness.drawing import draw_structure, for_encoding
-from data.harness.runs import load_finished, resume_key, run_dir, save_model
+from data.harness.runs import folders_inside, load_finished, resume_key, run_dir, save_model
 
 
 @torch.no_grad()
@@ -100,15 +100,28 @@ def find_run(cfg, data, words, print_result):
     resume_key, whether it was finished).
     """
     folder, key = run_dir(cfg, words), resume_key(cfg, data)
-    result = None if cfg.overwrite else load_finished(folder, key)
-    if result:
+    inside = folders_inside(folder, cfg)
+    # several models of cofi.py: finished if each of them is
+    folders = inside if all((path / "result.json").exists() for path in inside) else []
+    results = {}
+    if not cfg.overwrite:
+        results = {path: load_finished(path, key) for path in folders or [folder]}
+    is_finished = any(results.values())
+    if is_finished:
         print(f"run        {folder}, finished earlier. Use --overwrite to replace it")
-        try:
-            print_result(folder, result)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / 'result.json'} is damaged ({type(error).__name__}: {error}"
-                            "). Use --overwrite to start over") from error
-    return folder, key, bool(result)
+    for path, result in results.items():
+        if result:
+            print_earlier(path, result, print_result)
+    return folder, key, is_finished
+
+
+def print_earlier(folder, result, print_result):
+    """Print the report of a run that was finished earlier. Raises UserError if it is damaged."""
+    try:
+        print_result(folder, result)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'result.json'} is damaged ({type(error).__name__}: {error}"
+                        "). Use --overwrite to start over") from error
 
 
 def write_curves(folder, records, distilled, result):
@@ -124,7 +137,7 @@ def write_curves(folder, records, distilled, result):
                     and other["device"] == result["device"])
             point = (float(x) for x in (other["target_sparsity"], other["speedup"]["32"],
                                         other["score"]))
-            if same and all(map(math.isfinite, point)):
+            if same and path.parent != folder and all(map(math.isfinite, point)):
                 results.append(other)
     write_text(folder / "curves.svg", plot_run(records, distilled, [*results, result]))
 

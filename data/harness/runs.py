@@ -148,30 +148,27 @@ def open_journal(folder, key, cfg, format_line):
     return Journal(folder, key, format_line, cfg.save_every, cfg.overwrite)
 
 
-def open_journals(folder, key, cfg, format_line, print_result):
+def folders_inside(folder, cfg):
+    """Return a folder for each of several sparsities of a run of cofi.py; none if it has one."""
+    targets = cfg.sparsities()
+    return [folder / str(t) for t in targets] if targets[1:] else []
+
+
+def open_journals(folder, key, cfg, format_line):
     """Yield (sparsity, settings, Journal) for each sparsity of a run of cofi.py.
 
-    One sparsity has the folder of the run. Of several, each has a folder inside, and its settings
+    One sparsity has the folder of the run. Of several, each has a folder inside, and the settings
     name the sparsities up to it. All checkpoints are kept until the last one is finished: a run
-    that resumes walks through them to where it was. print_result(folder, result): prints what was
-    finished earlier.
+    that resumes walks through them to where it was.
     """
-    targets = cfg.sparsities()
-    if not targets[1:]:
-        journals = [open_journal(folder, key, cfg, format_line)]
-        yield targets[0], cfg, journals[0]
-    else:
-        folders = [folder / str(t) for t in targets]
-        if not cfg.overwrite and load_finished(folders[-1], key):
-            print("finished earlier. Use --overwrite to replace it")
-            for inside in folders:
-                print_result(inside, load_finished(inside, key))
-            return
-        # all at once: --overwrite removes every earlier result before the first new one
-        journals = [open_journal(inside, key, cfg, format_line) for inside in folders]
-        for i, (t, journal) in enumerate(zip(targets, journals)):
+    targets, inside = cfg.sparsities(), folders_inside(folder, cfg)
+    # all at once: --overwrite removes every earlier result before the first new one
+    journals = [open_journal(path, key, cfg, format_line) for path in inside or [folder]]
+    for i, (t, journal) in enumerate(zip(targets, journals)):
+        if inside:
             print(f"\nsparsity   {t}, in {journal.folder}")
-            yield t, replace(cfg, sparsity=",".join(map(str, targets[:i + 1]))), journal
+            cfg = replace(cfg, sparsity=",".join(map(str, targets[:i + 1])))
+        yield t, cfg, journal
     for journal in journals:
         journal.finish()
 

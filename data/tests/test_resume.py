@@ -64,7 +64,7 @@ def test_interrupted_run_resumes_bit_for_bit(offline, folder, tmp_path, monkeypa
 def test_several_sparsities_resume_bit_for_bit(offline, folder, tmp_path, monkeypatch, capsys):
     """The first one is a run of its own. The second goes on from it, also in a new process."""
     flags = [*command(folder, tmp_path), "--max_steps", "12"]
-    assert cofi.main([*flags, "--sparsity", "0.3", "--out", str(tmp_path / "first")]) == 0
+    assert cofi.main([*flags, "--sparsity", "0.3", "--out", str(tmp_path / "whole")]) == 0
     flags += ["--sparsity", "0.3,0.5", "--out"]
     assert cofi.main([*flags, str(tmp_path / "whole")]) == 0
     kills = [("0.3", "prune", 6), ("0.3", "finetune", 8), ("0.5", "prune", 1), ("0.5", "prune", 9),
@@ -78,7 +78,7 @@ def test_several_sparsities_resume_bit_for_bit(offline, folder, tmp_path, monkey
     for name in "0.3", "0.5":
         assert_same_files(whole / name, killed / name)
         assert not list(killed.glob("*/*.state")) + list(killed.glob("*/lock"))
-    assert_same_files(find(tmp_path, "first/mrpc-0.3*"), whole / "0.3")
+    assert_same_files(find(tmp_path, "whole/mrpc-0.3-*"), whole / "0.3")
     second = [record for record in read_log(whole / "0.5") if record["stage"] == "prune"]
     targets = [record["t"] for record in second]
     assert targets == sorted(targets) and 0.3 < targets[0] < 0.35 and targets[-1] == 0.5
@@ -97,9 +97,9 @@ def test_several_sparsities_resume_bit_for_bit(offline, folder, tmp_path, monkey
     assert_same_files(whole / "0.5", killed / "0.5")
     capsys.readouterr()
     assert cofi.main(["--compare", str(tmp_path / "whole")]) == 0
-    assert capsys.readouterr().out.count("| CoFi | 0.") == 2
-    assert cofi.main(["--compare", str(tmp_path)]) == 0
-    assert "\n| sparsity=0.3,0.5 | 0.5 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    for row in "CoFi | 0.3", "sparsity=0.3,0.5 | 0.3", "sparsity=0.3,0.5 | 0.5":
+        assert f"\n| {row} |" in printed
 
 
 def test_interrupted_comparison_resumes_bit_for_bit(offline, folder, tmp_path, monkeypatch, capsys):

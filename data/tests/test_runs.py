@@ -13,7 +13,7 @@ import cofi
 import sparsebert
 from data.checkpoint import write_checkpoint
 from data.harness import progress
-from data.harness.device import has_bf16
+from data.harness.device import has_bf16, product_speed
 from data.harness.journal import Journal
 from data.tasks import build_dataset
 from data.tokenized import tokenize_texts
@@ -215,9 +215,12 @@ def test_time_that_is_left(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("stage, cfg, steps", [
     # 2 batches in an epoch; t = .5 from a tenth of pruning on, or a ramp over the rest
-    ("teacher", dict(mask_start=0.1, sparsity_warmup=0.0), 2 * (5 + 10 * 0.55 + 10 * 0.5)),
-    ("prune", dict(mask_start=0.1, sparsity_warmup=0.0), 2 * (10 * 0.55 + 10 * 0.5)),
+    ("teacher", dict(), 2 * (5 + 10 * 0.55 + 10 * 0.5)),
+    ("prune", dict(), 2 * (10 * 0.55 + 10 * 0.5)),
     ("prune", dict(mask_start=0.2, sparsity_warmup=0.8), 2 * (10 * 0.8 + 10 * 0.5)),
+    ("teacher", dict(structure="small"), 2 * (5 + 10 * 0.5 + 10 * 0.5)),
+    ("teacher", dict(sparsity="0.5,0.9"), 2 * (5 + 5.5 + 5 + 10 * (0.5 - 0.4 * 0.9) + 1)),
+    ("prune", dict(sparsity="0.5,0.9"), 2 * (10 * (0.5 - 0.4 * 0.9) + 1)),
     ("finetune", dict(), None)])
 def test_long_run_is_announced_before_its_first_step(tmp_path, monkeypatch, capsys, stage, cfg,
                                                      steps):
@@ -225,8 +228,9 @@ def test_long_run_is_announced_before_its_first_step(tmp_path, monkeypatch, caps
     bert = make_bert(TINY)
     weights = cofi.count_encoder_weights(bert)
     dataset = tokenize_texts([["a b"] * 40], np.zeros(40), make_tokenizer(), 8)
-    cfg = cofi.Settings(sparsity=0.5, teacher_epochs=5, prune_epochs=10, finetune_epochs=10, **cfg)
-    operations = 6 * weights * len(dataset.input_ids) / 40 * 32 * (steps or 40)
+    cfg = cofi.Settings(**dict(sparsity=0.5, teacher_epochs=5, prune_epochs=10, finetune_epochs=10,
+                               mask_start=0.1, sparsity_warmup=0.0) | cfg)
+    operations = 6 * weights * len(dataset.input_ids) / 2 * (steps or 40)
     monkeypatch.setattr(progress, "SLOWEST_CPU", 0)
     monkeypatch.setattr(progress, "training_batches", lambda *_: [])
     printed = []
@@ -240,3 +244,9 @@ def test_long_run_is_announced_before_its_first_step(tmp_path, monkeypatch, caps
     announced = (f"{stage:9} at least 30h00 on this CPU, with {later}. README.md has a command for "
                  "a laptop\n")
     assert printed == ["", announced if steps else ""]
+
+
+def test_measuring_the_machine_leaves_the_random_numbers_alone():
+    before = torch.get_rng_state()
+    assert product_speed(torch.device("cpu"), True) > 0
+    assert torch.equal(before, torch.get_rng_state())
