@@ -63,11 +63,11 @@ def test_interrupted_run_resumes_bit_for_bit(offline, folder, tmp_path, monkeypa
 @slow
 def test_several_sparsities_resume_bit_for_bit(offline, folder, tmp_path, monkeypatch, capsys):
     """The first one is a run of its own. The second goes on from it, also in a new process."""
-    flags = [*command(folder, tmp_path), "--max_steps", "12"]
+    flags = [*command(folder, tmp_path), "--max_steps", "8"]
     assert cofi.main([*flags, "--sparsity", "0.3", "--out", str(tmp_path / "whole")]) == 0
     flags += ["--sparsity", "0.3,0.5", "--out"]
     assert cofi.main([*flags, str(tmp_path / "whole")]) == 0
-    kills = [("0.3", "finetune", 8), ("0.5", "prune", 1), ("0.5", "prune", 9)]
+    kills = [("0.3", "finetune", 6), ("0.5", "prune", 1), ("0.5", "prune", 6)]
     left = kill_at(monkeypatch, (4, 5, 7), kills)
     for _ in kills:
         with pytest.raises(Killed):
@@ -80,7 +80,7 @@ def test_several_sparsities_resume_bit_for_bit(offline, folder, tmp_path, monkey
     assert_same_files(find(tmp_path, "whole/mrpc-0.3-*"), whole / "0.3")
     second = [record for record in read_log(whole / "0.5") if record["stage"] == "prune"]
     targets = [record["t"] for record in second]
-    assert targets == sorted(targets) and 0.3 < targets[0] < 0.35 and targets[-1] == 0.5
+    assert targets == sorted(targets) and 0.3 < targets[0] < 0.4 and targets[-1] == 0.5
     before = [record for record in read_log(whole / "0.3") if record["stage"] == "prune"][-1]
     assert second[0]["s"] == pytest.approx(before["s"], abs=0.05)
     capsys.readouterr()
