@@ -84,7 +84,7 @@ def test_several_sparsities_resume_bit_for_bit(offline, folder, tmp_path, monkey
     before = [record for record in read_log(whole / "0.3") if record["stage"] == "prune"][-1]
     assert second[0]["s"] == pytest.approx(before["s"], abs=0.05)
     capsys.readouterr()
-    assert cofi.main([*flags, str(tmp_path / "killed")]) == 0
+    assert cofi.main([*flags, str(tmp_path / "killed"), "--sparsity", ".3, 0.50"]) == 0
     printed = capsys.readouterr().out
     assert "finished earlier" in printed and printed.count("target 0.") == 2
     # --overwrite removes the second model before the first is made again
