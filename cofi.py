@@ -930,7 +930,8 @@ def prune_model(bert, z):
 #     prune      min over weights, log_alpha,
 #                max over lambda1, lambda2:    L_distil + L_c
 #     finetune   min over weights:              L_distil, of the pruned network
-#     t          from the step at which the masks start: a linear rise from 0 to the target
+#     t          from the step at which the masks start: a linear rise from 0 to the target (of
+#                several sparsities: from the one before to the next)
 #
 # The masks start late, so that the student first learns the task a little. While t rises, the
 # weights have time to move what they know out of the parts that close. In the remaining steps t is
@@ -1092,7 +1093,7 @@ def run(cfg):
         config.hidden_size, teacher.config.hidden_size, bias=False, device=device)
     # student and teacher come from one pre-trained model: their states begin alike
     nn.init.eye_(W_layer.weight)
-    # Each sparsity goes on from the student, masks and W_layer that the one before has pruned.
+    # A further sparsity goes on with the student, masks and W_layer of the pruning stage before.
     for t, cfg, journal in open_journals(folder, key, cfg, cofi_line):
         # Prune: the student learns log_alpha and weights together, then what is closed is removed.
         if cfg.structure == "learned":

@@ -284,14 +284,25 @@ def random_masks(config, t):
 # ---- the benchmark -------------------------------------------------------------------------------
 
 
+def pruning_parts(config, device):
+    """Return what is trained with in a pruning step: (student, teacher, W_layer, masks)."""
+    student, teacher = cofi.BERT(config).to(device), cofi.BERT(config).to(device).eval()
+    student.embeddings.requires_grad_(False)
+    d = config.hidden_size
+    W_layer, masks = nn.Linear(d, d, bias=False, device=device), cofi.Masks(config).to(device)
+    return student, teacher, W_layer, masks
+
+
+def distilled_layers(config):
+    return cofi.distilled_layers(len(config.heads_per_layer))
+
+
 def benchmark_memory(cfg, config, device, data, turns):
     """Print the most memory that this process has used after so many pruning steps and no others.
     """
-    student, teacher = cofi.BERT(config).to(device), cofi.BERT(config).to(device).eval()
-    d, L = config.hidden_size, len(config.heads_per_layer)
-    W_layer, masks = nn.Linear(d, d, bias=False, device=device), cofi.Masks(config).to(device)
+    student, teacher, W_layer, masks = pruning_parts(config, device)
     journal = Turns({}, turns, math.ceil(len(data.train) / cfg.batch_size), device)
-    cached = cache_teacher(teacher, data.train, cofi.distilled_layers(L), cfg)
+    cached = cache_teacher(teacher, data.train, distilled_layers(config), cfg)
     before = peak_memory(device)
     cofi.train("prune", student, data, cfg, journal, cached, W_layer, masks)
     if before:
@@ -301,10 +312,7 @@ def benchmark_memory(cfg, config, device, data, turns):
 
 def benchmark_step(cfg, config, device, data, turns):
     """Print the time of a pruning step beside that of other steps."""
-    student, teacher = cofi.BERT(config).to(device), cofi.BERT(config).to(device).eval()
-    d, L = config.hidden_size, len(config.heads_per_layer)
-    W_layer, masks = nn.Linear(d, d, bias=False, device=device), cofi.Masks(config).to(device)
-    student.embeddings.requires_grad_(False)
+    student, teacher, W_layer, masks = pruning_parts(config, device)
     length = min(cfg.max_length, config.max_position_embeddings)
     naive = naive_step(student, teacher, W_layer, masks, cfg, length)
     others = {"the teacher's pass, which is cached": teacher_step(teacher, device),
@@ -317,7 +325,7 @@ def benchmark_step(cfg, config, device, data, turns):
         print("the package transformers is not installed: its fine-tuning step is left out")
     num_batches = math.ceil(len(data.train) / cfg.batch_size)
     journal = Turns(others, turns, num_batches, device)
-    cached = cache_teacher(teacher, data.train, cofi.distilled_layers(L), cfg)
+    cached = cache_teacher(teacher, data.train, distilled_layers(config), cfg)
     cofi.train("prune", student, data, cfg, journal, cached, W_layer, masks)
 
     ours = journal.times["a pruning step"]
@@ -335,16 +343,14 @@ def benchmark_step(cfg, config, device, data, turns):
               f"{sum(seen) / sum(ours):5.2f} {np.median(ratios):5.2f} {min(ratios):5.2f} to "
               f"{max(ratios):.2f}")
     if device.type == "cuda":
-        gib = torch.cuda.max_memory_allocated() / 2**30
-        print(f"at most {gib:.2f} GiB, all of these together")
+        print(f"at most {peak_memory(device) / 2**30:.2f} GiB, all of these together")
 
 
 def benchmark_sparsities(cfg, config, device, data, turns):
     """Print the time of a pruning step by how much is closed, beside one that multiplies by masks.
     """
     teacher, d = cofi.BERT(config).to(device).eval(), config.hidden_size
-    layers = cofi.distilled_layers(len(config.heads_per_layer))
-    cached = cache_teacher(teacher, data.train, layers, cfg)
+    cached = cache_teacher(teacher, data.train, distilled_layers(config), cfg)
     num_batches = math.ceil(len(data.train) / cfg.batch_size)
     print(f"\n{'expected sparsity of random masks':36}seconds  multiplying by masks  to ours")
     for t in (0.0, 0.3, 0.6, 0.8, 0.95):
