@@ -69,7 +69,9 @@ def fetch(name, filename, optional=False):
             return path
         if optional:
             return None
-        raise UserError(f"{name}: there is no {filename} in it. Try a folder with {FILES}")
+        inside = sorted(str(path.parent) for path in Path(name).glob(f"*/{filename}"))
+        better = " or ".join(inside[:3]) or f"a folder with {FILES}"
+        raise UserError(f"{name}: there is no {filename} in it. Try {better}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         raise UserError(f"{str(name)[:100]}: neither a folder here nor a hub name like "
                         f"google-bert/bert-base-uncased. Try one with {FILES}")

@@ -75,11 +75,18 @@ def finish_run(cfg, journal, tokenizer, student, small, z, distilled, last, scor
                count_encoder_weights):
     """Measure the speed-up, write everything that a run of cofi.py leaves, and print the report.
 
+    Of several sparsities, a run that resumes comes again to models that were finished before: they
+    are only reported.
+
     student, small: the network before and after pruning; z: the final masks; distilled: teacher
     layers; last: what fine-tuning logged last; scores: {"teacher", "pruned": {metric: value}};
     seconds: {stage: seconds}.
     """
     folder, device = journal.folder, student.classifier.weight.device
+    finished = load_finished(folder, journal.settings, keep_states=True)
+    if finished:
+        print_report(folder, finished)
+        return
     length = min(128, student.config.max_position_embeddings)
     speedup = measure_speedup(student, small)
     scores = scores | {"finetuned": last["scores"]}

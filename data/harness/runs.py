@@ -114,10 +114,11 @@ def resume_key(cfg, data):
     return key
 
 
-def load_finished(folder, key, overwrite=False):
+def load_finished(folder, key, overwrite=False, keep_states=False):
     """Return result.json of a finished run, or None if there is none with these settings.
 
-    Raises UserError if the folder holds a run with other settings, unless it may be overwritten.
+    keep_states: keep its checkpoints, because the run has further models to make. Raises UserError
+    if the folder holds a run with other settings, unless it may be overwritten.
     """
     path = folder / "result.json"
     if not path.is_file():
@@ -134,7 +135,7 @@ def load_finished(folder, key, overwrite=False):
             raise UserError(f"{folder} holds a finished run without its model. Use --overwrite to "
                             "make it again")
         # what a run leaves that was killed between its result and its last breath
-        for rest in [*folder.glob("*.state"), folder / "lock"]:
+        for rest in [] if keep_states else [*folder.glob("*.state"), folder / "lock"]:
             rest.unlink(missing_ok=True)
         return result
     if overwrite:

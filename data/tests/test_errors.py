@@ -271,6 +271,11 @@ def test_other_heads_are_refused(finetuned, capsys, change, fragment):
     check_refused(capsys, cofi.main(["--predict", str(finetuned), "a", "b"]), "cofi", fragment)
 
 
+def test_folder_around_models_is_refused(finetuned, capsys):
+    """Of several sparsities each has a folder inside: the message names those that hold a model."""
+    check_refused(capsys, cofi.main(["--evaluate", str(finetuned.parent)]), "cofi", str(finetuned))
+
+
 @pytest.mark.parametrize("main, arguments, fragment", [
     (cofi.main, ["--masks", "head", "--sparsity", "0.9"], "--sparsity must be at most"),
     (sparsebert.main, ["--block", "3"], "--block must divide")])
