@@ -103,8 +103,8 @@ BAD_ARGUMENTS = {
                      "several separated by commas, got high"),
     "one of several is no number": (["--sparsity", "0.6,"], None, "by commas, got 0.6,"),
     "one of several is too large": (["--sparsity", "0.6,80"], None, "got 80 (did you mean 0.8?)"),
-    "sparsities that fall": (["--sparsity", "0.8,0.6,0.8"], None, "--sparsity must rise from one to "
-                             "the next, got 0.8,0.6,0.8. Try 0.6,0.8"),
+    "sparsities that fall": (["--sparsity", "0.8,0.6,0.8"], None, "--sparsity must rise from "
+                             "one to the next, got 0.8,0.6,0.8. Try 0.6,0.8"),
     "sparsity 95": (["--sparsity", "95"], None,
                     "--sparsity must be between 0 and 0.99, got 95 (did you mean 0.95?)"),
     "negative rate": (["--prune_lr", "-1"], None, "--prune_lr must be between 1e-09 and 1, got -1"),

@@ -10,8 +10,7 @@ from torch import nn
 
 import cofi
 from data.results.benchmark import naive_loss, thin_masks
-from data.tests.common import (BERT_BASE, ODD, assert_close, make_batch, make_bert, make_masks,
-                               slow)
+from data.tests.common import BERT_BASE, ODD, assert_close, make_batch, make_bert, make_masks
 from test_cofi import main
 
 RESULTS = Path(cofi.__file__).parent / "data/results"
@@ -43,9 +42,8 @@ def test_thin_masks_of_bert_base():
     assert 0.95 <= cofi.Masks(BERT_BASE).sparsity(z) < 0.9501
 
 
-@slow
-def test_benchmark_runs(capsys):
-    assert main(["--benchmark", "--turns", "1"]) == 0
+def test_benchmark_runs(offline, folder, capsys):
+    assert main(["--benchmark", "--turns", "1", "--task", "mrpc", "--model", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"naively.*( +\d+\.\d+){4} to \d+\.\d+\n", printed)
     assert re.search(r"memory: \d\.\d\d GB before, \d\.\d\d GB after 1 pruning steps\n", printed)
