@@ -828,8 +828,8 @@ def fold(new, old, rows, columns):
     """Write diag(rows) W diag(columns), without closed rows and columns, into a smaller module.
 
     old: a Linear or Embedding (its rows are tokens); rows, columns: masks of the two dimensions of
-    its weight, 0 removes, any other value is folded in; new: its counterpart of the size that is
-    left. A bias belongs to the rows.
+    its weight, 0 or False removes, any other number is folded in; new: its counterpart of the size
+    that is left. A bias belongs to the rows.
     """
     # remove first: often most of the matrix is closed. Indexing with rows > 0 would be slower.
     open_rows = rows.nonzero()[:, 0]
@@ -850,13 +850,13 @@ def fold_norm(new, old, z_hidn):
 def fold_mha(new, old, z_mha, z_head, z_hidn):
     """Fold the masks of an MHA: z_head into the columns of out, z_mha and z_hidn into its rows.
 
-    Query, key and value read the residual stream and only lose what is closed: sign() is 1 where
-    z > 0. z_mha (), z_head (h), z_hidn (d).
+    Query, key and value read the residual stream and only lose what is closed: z > 0.
+    z_mha (), z_head (h), z_hidn (d).
     """
     z_wide = z_head.repeat_interleave(old.k)                        # (h k)
     # the rows of query, key and value are heads, whose mask goes into `out`: once is enough
     for name in ("query", "key", "value"):
-        fold(getattr(new, name), getattr(old, name), z_wide.sign(), z_hidn.sign())
+        fold(getattr(new, name), getattr(old, name), z_wide > 0, z_hidn > 0)
     fold(new.out, old.out, z_mha * z_hidn, z_wide)
     fold_norm(new.norm, old.norm, z_hidn)
 
@@ -866,7 +866,7 @@ def fold_ffn(new, old, z_ffn, z_int, z_hidn):
 
     z_ffn (), z_int (f), z_hidn (d).
     """
-    fold(new.up, old.up, z_int.sign(), z_hidn.sign())
+    fold(new.up, old.up, z_int > 0, z_hidn > 0)
     fold(new.down, old.down, z_ffn * z_hidn, z_int)
     fold_norm(new.norm, old.norm, z_hidn)
 
@@ -906,10 +906,10 @@ def leave_out(bert, z):
             fold_ffn(new.ffn, old.ffn, z["z_ffn"][i], z["z_int"][i], z_hidn)
     # a classifier of spans reads the residual stream, another one reads the pooler's outputs
     if bert.config.is_span:
-        fold(small.classifier, bert.classifier, z_hidn.new_ones(2), z_hidn.sign())
+        fold(small.classifier, bert.classifier, z_hidn.new_ones(2), z_hidn > 0)
     else:
         every_row = z_hidn.new_ones(bert.config.pooler_size)
-        fold(small.pooler, bert.pooler, every_row, z_hidn.sign())
+        fold(small.pooler, bert.pooler, every_row, z_hidn > 0)
         small.classifier = bert.classifier
     return small.train(bert.training)
 

@@ -550,7 +550,7 @@ def test_fold_mha_and_fold_ffn(name):
     for part_name in readers:
         a, b = getattr(new, part_name), getattr(old, part_name)
         assert_close(a.weight, b.weight[wide > 0][:, z_hidn > 0], f"fold_{name}: {part_name} only "
-                     "loses closed rows (heads or units) and columns (z_hidn): sign()")
+                     "loses closed rows (heads or units) and columns (z_hidn): z > 0")
         assert_close(a.bias, b.bias[wide > 0], f"fold_{name}: the bias of {part_name} as its rows")
     a, b, rows = getattr(new, writer), getattr(old, writer), z_layer * z_hidn
     expected = (rows[:, None] * b.weight * wide)[z_hidn > 0][:, wide > 0]
