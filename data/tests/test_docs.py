@@ -1,6 +1,8 @@
-"""The README: its length, its code, and the names in its map from the papers to the code."""
+"""The README: its length, its code, its map from the papers to the code; the links of all pages."""
 import re
 from pathlib import Path
+
+import pytest
 
 import cofi
 import sparsebert
@@ -9,6 +11,7 @@ from data.harness.commands import COMMANDS
 
 ROOT = Path(cofi.__file__).parent
 README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "data").rglob("*.md"))]
 
 
 def section(title):
@@ -20,17 +23,21 @@ def test_length():
     assert len(README.splitlines()) <= 250
 
 
-def test_links_to_files():
-    """Every relative link names a file or folder, every #anchor a heading."""
-    headings = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
-                for title in re.findall(r"^#+ (.*)$", README, re.M)}
-    links = re.findall(r"\]\(([^)]+)\)", README)
-    assert len(links) > 5
-    for link in links:
-        if link.startswith("#"):
-            assert link[1:] in headings, link
-        elif not link.startswith("http"):
-            assert (ROOT / link).exists(), link
+def anchors(path):
+    """Return the anchors of the headings of a Markdown file, as on GitHub."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_files(page):
+    """Every relative link names a file or folder, every #anchor a heading of its page."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if not link.startswith("http"):
+            path, _, anchor = link.partition("#")
+            target = page.parent / path if path else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
 
 
 def test_map_names_what_exists():
