@@ -110,11 +110,11 @@ class Settings(RunConfig):
         range=SHARE, is_share=True)
     # learning rates; those of weights fall to 0, those of masks and multipliers are constant
     prune_lr: float = flag(
-        2e-5, "Learning rate during pruning (paper: 2e-5). Short schedules need a larger one",
-        range=LEARNING_RATE)
+        2e-5, "Learning rate during pruning (paper: 2e-5). Short schedules and small models need a "
+        "larger one", range=LEARNING_RATE)
     finetune_lr: float = flag(
-        2e-5, "Learning rate of the pruned model (paper: 1e-5, 2e-5 or 3e-5). Short schedules "
-        "need a larger one", range=LEARNING_RATE)
+        2e-5, "Learning rate of the pruned model (paper: 1e-5, 2e-5 or 3e-5). Short schedules and "
+        "small models need a larger one", range=LEARNING_RATE)
     mask_lr: float = flag(
         0.01, "Learning rate of log_alpha (paper: .01). This and lambda_lr are scaled by 10,000 / "
         "steps in a shorter run, at most by 20", range=(1e-9, 10))
