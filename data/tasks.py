@@ -11,6 +11,7 @@ from data import custom
 from data.errors import UserError, short_message
 from data.files import write_text
 from data.hub import check_disk, silenced
+from data.metrics import METRICS
 from data.squad import tokenize_squad
 from data.tokenized import concatenate, tokenize
 
@@ -105,7 +106,7 @@ class Dataset:
         return content.hexdigest()[:16]
 
     def describe(self):
-        """Return what was understood of the data, as three or four lines of the printed log."""
+        """Return what was understood of the data, as three to five lines of the printed log."""
         if self.is_span:
             kind = "a span of the second text"
         elif self.names is None:
@@ -122,6 +123,8 @@ class Dataset:
         lines = [f"texts      {', '.join(self.columns)}{unread}",
                  f"labels     {kind}",
                  f"rows       {', '.join(rows)}"]
+        if self.names:
+            lines.append(self.describe_majority())
         # what is likely a mistake: texts that are empty, or of another language
         empty = int((np.diff(self.train.offsets) <= len(self.columns) + 1).sum())
         unknown = np.mean(self.train.input_ids == self.tokenizer.token_to_id("[UNK]"))
@@ -129,6 +132,13 @@ class Dataset:
             lines.append(f"note       training rows without any text: {empty:,}; tokens that the "
                          f"tokenizer does not know: {unknown:.0%}")
         return lines
+
+    def describe_majority(self):
+        """Return what the most frequent class scores on the dev set: a model has to do better."""
+        majority = np.bincount(self.labels["train"]).argmax()
+        answers = np.full(len(self.dev), majority)
+        scores = [f"{name} {METRICS[name](answers, self.dev.labels):.4f}" for name in self.metrics]
+        return f"majority   always {self.names[majority]}: {', '.join(scores)}"
 
     def tokenized(self, split, subset=""):
         """Return a split as a TokenizedDataset. subset: a name for all of its examples."""

@@ -216,10 +216,14 @@ def test_a_run_says_what_it_understood(folder, tmp_path, quick, capsys):
     flags = ["--data", str(data), "--model", str(folder), "--out", str(tmp_path / "out")]
     assert cofi.main([*flags, "--max_steps", "2"]) == 0
     printed = capsys.readouterr().out.splitlines()[:5]
-    counts = np.bincount(make_raw()["train"]["label"])
-    assert printed[1:4] == ["texts      text, other; not read: id",
-                            f"labels     2 classes: down {counts[1]}, up {counts[0]}",
-                            "rows       train 70, validation 35"]
+    raw = make_raw()
+    down, up = (raw["train"]["label"].count(label) for label in (1, 0))
+    majority = "down" if down >= up else "up"       # of the training set; scored on the dev set
+    right = raw["validation"]["label"].count(1 if majority == "down" else 0)
+    assert printed[1:5] == ["texts      text, other; not read: id",
+                            f"labels     2 classes: down {down}, up {up}",
+                            "rows       train 70, validation 35",
+                            f"majority   always {majority}: accuracy {right / 35:.4f}"]
 
 
 def test_description_of_a_regression_and_of_many_classes(tmp_path):
@@ -360,7 +364,7 @@ def test_rows_without_text_and_unknown_words_are_noted(tmp_path):
     *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()
     assert note.startswith("note       training rows without any text: 1; tokens that")
     folder = write_files(tmp_path / "e", train_tsv=PLAIN, validation_tsv=PLAIN)
-    assert len(load_task("custom", make_tokenizer(), 16, folder).describe()) == 3
+    assert len(load_task("custom", make_tokenizer(), 16, folder).describe()) == 4
 
 
 def test_data_that_is_a_file(tmp_path, capsys):
