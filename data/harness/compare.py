@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 from data.errors import UserError
 from data.files import is_folder, read_json, read_text, write_text
@@ -136,9 +136,10 @@ def names_of(results, kind):
 
 
 def points(results):
-    """Return the mean (speed-up, score) for each sparsity."""
+    """Return (median speed-up, mean score) for each sparsity."""
     runs = by(results, lambda r: r["target_sparsity"]).values()
-    return [(mean(r["speedup"]["32"] for r in run), mean(r["score"] for r in run)) for run in runs]
+    return [(median(r["speedup"]["32"] for r in run), mean(r["score"] for r in run))
+            for run in runs]
 
 
 def spread(values):
@@ -151,17 +152,22 @@ def spread(values):
 
 
 def table(heading, lines):
-    """Return the lines of a Markdown table of {name of the runs: results}."""
+    """Return the lines of a Markdown table of {name of the runs: results}.
+
+    A row is a sparsity, as it was reached: whole layers alone miss the target. The speed-up is the
+    median over the seeds, because a load on the machine can falsify one of them.
+    """
     rows = [f"\n{heading}\n", "| runs | sparsity | teacher | pruned | fine-tuned | speed-up, batch "
             "1 / 32 / 128 | minutes | seeds |", "|---|---|---|---|---|---|---|---|"]
     for name, results in lines.items():
-        for t, runs in by(results, lambda r: r["target_sparsity"]).items():
+        for runs in by(results, lambda r: r["target_sparsity"]).values():
             sizes = sorted(runs[0]["speedup"], key=int)
-            times = " / ".join(f"{mean(r['speedup'][size] for r in runs):.1f}" for size in sizes)
+            times = " / ".join(f"{median(r['speedup'][size] for r in runs):.1f}" for size in sizes)
             minutes = mean((r["seconds"]["prune"] + r["seconds"]["finetune"]) / 60 for r in runs)
             scores = [spread(r[key] for r in runs)
                       for key in ("teacher_score", "pruned_score", "score")]
-            cells = [name, f"{t:g}", *scores, times, f"{minutes:.1f}",
+            reached = mean(r["sparsity"] for r in runs)
+            cells = [name, f"{reached:.3g}", *scores, times, f"{minutes:.1f}",
                      ", ".join(str(r["seed"]) for r in runs)]
             rows.append("| " + " | ".join(cells) + " |")
     return rows

@@ -248,37 +248,44 @@ def test_run_of_a_baseline(kind, folder, tmp_path, offline, capsys):
 # ---- --compare -----------------------------------------------------------------------------------
 
 
-def write_result(folder, name, score, device="cpu", **changes):
-    """Write a result.json as a run does. changes: of its settings."""
+def write_result(folder, name, score, device="cpu", reached=None, speedup=2.0, **changes):
+    """Write a result.json as a run does. reached: its sparsity; speedup: for a single sentence;
+    changes: of its settings.
+    """
     settings = asdict(cofi.Settings.for_task("mrpc")) | {"tokens": "a", "weights": "b"} | changes
     result = {name: 1.0 for name in compare.KEPT} | {
         "task": settings["task"], "metric": "accuracy", "score": score, "seed": settings["seed"],
-        "target_sparsity": settings["sparsity"], "sparsity": settings["sparsity"],
-        "speedup": {"1": 2.0, "32": 1 / (1 - settings["sparsity"]), "128": 4.0}, "device": device,
+        "target_sparsity": settings["sparsity"], "sparsity": reached or settings["sparsity"],
+        "speedup": {"1": speedup, "32": 1 / (1 - settings["sparsity"]), "128": 4.0},
+        "device": device,
         "seconds": {"teacher": 60.0, "prune": 90.0, "finetune": 30.0}, "settings": settings}
     (folder / name).mkdir()
     (folder / name / "result.json").write_text(json.dumps(result))
 
 
 def test_compare(tmp_path, capsys):
-    """Means and spread over seeds; names are the settings that are not the default."""
+    """Means and spread over seeds, of speed-ups the median; sparsity as it was reached; names are
+    the settings that are not the default.
+    """
     write_result(tmp_path, "one", 0.80, model="/some/where/bert")
     write_result(tmp_path, "two", 0.84, model="/else/where/bert", seed=1)
-    write_result(tmp_path, "three", 0.7, model="bert", structure="random", sparsity=0.6)
+    write_result(tmp_path, "disturbed", 0.82, model="bert", seed=2, speedup=9.0)
+    write_result(tmp_path, "three", 0.7, reached=2 / 3, model="bert", structure="random",
+                 sparsity=0.6)
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "result.json").write_text('{"scores": {}}')
     assert cofi.main(["--compare", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "\nmrpc bert, accuracy, cpu\n" in printed and printed.count("\n| ") == 3
-    for row in ("| CoFi | 0.95 | 1.000 ± .000 | 1.000 ± .000 | .820 ± .028 | 2.0 / 20.0 / 4.0 | "
-                "2.0 | 1, 57 |",
-                "| random | 0.6 | 1.000 | 1.000 | .700 | 2.0 / 2.5 / 4.0 | 2.0 | 57 |"):
+    for row in ("| CoFi | 0.95 | 1.000 ± .000 | 1.000 ± .000 | .820 ± .020 | 2.0 / 20.0 / 4.0 | "
+                "2.0 | 1, 2, 57 |",
+                "| random | 0.667 | 1.000 | 1.000 | .700 | 2.0 / 2.5 / 4.0 | 2.0 | 57 |"):
         assert row in printed
     drawn = (tmp_path / "curves.svg").read_text()
     assert ">random<" in drawn and ">CoFi<" in drawn
 
     lines = (tmp_path / "results.jsonl").read_text()
-    assert "where" not in lines and len(lines.splitlines()) == 3
+    assert "where" not in lines and len(lines.splitlines()) == 4
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "glue.jsonl").write_text(lines)
     assert cofi.main(["--compare", str(tmp_path / "copy" / "glue.jsonl")]) == 0
