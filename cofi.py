@@ -80,7 +80,7 @@ class Settings(RunConfig):
     # what is pruned
     sparsity: float = flag(
         0.95, "Share of the encoder's weights to prune (paper: .60 to .95), or several (0.6,0.8): "
-        "each goes on from the pruning of the one before", range=(0, 0.99), is_rising=True)
+        "each goes on from the pruning of the one before", range=(0.01, 0.99), is_rising=True)
     masks: str = flag(
         "mha,head,ffn,int,hidn", "Masks to learn; the others stay open (paper: all)",
         some_of=("mha", "head", "ffn", "int", "hidn"))
@@ -151,16 +151,17 @@ class Settings(RunConfig):
 # --------------------------------------------------------------------------------------------------
 # 1. BERT (§2.1), and where the masks multiply (§3.1)
 # --------------------------------------------------------------------------------------------------
-#     MHA(X)   = z_mha sum_i z_head[i] Att(W_Q[i], W_K[i], W_V[i], W_O[i], X)
+#     MHA(X)   = z_mha sum_i z_head[i] Att_i(X)
 #     FFN(X)   = z_ffn gelu(X W_U) diag(z_int) W_D
 #     X        = LayerNorm(X + MHA(X) z_hidn),  then  X = LayerNorm(X + FFN(X) z_hidn)
 #     X        = X where MHA or FFN is dead: then its LayerNorm is skipped, too
-#     Att(X)   = softmax(X W_Q (X W_K)^T / sqrt(k)) X W_V W_O
+#     Att_i(X) = softmax(X W_Q[i] (X W_K[i])^T / sqrt(k)) X W_V[i] W_O[i]
 #
+# Biases are left out here. The masks multiply them as well, because they come after them.
 # z_mha and z_ffn are one number for each layer, z_head one for each head, z_int one for each FFN
 # unit. A mask of 0 makes the weights behind it useless: section 5 removes them.
 # z_hidn is one vector for the whole network, because the residual stream is one stream. It
-# multiplies the output of the embeddings, of every MHA and of every FFN.
+# multiplies the output of the embeddings, of every MHA, FFN and LayerNorm.
 #
 # The paper leaves open what LayerNorm averages over. As in the authors' code: over the hidden
 # dimensions that z_hidn keeps, because the pruned network has no others. Masked sums do this
@@ -173,8 +174,8 @@ class Settings(RunConfig):
 #
 # DEPARTURE: a sub-layer is also dead if all of its heads or FFN units are closed. In the paper only
 # z_mha or z_ffn decides. Here "no weights left" always means "does nothing".
-# DEPARTURE: the authors' code multiplies the embeddings by z_hidn before LayerNorm as well. The
-# masked LayerNorm ignores those dimensions anyway.
+# DEPARTURE: the authors' code multiplies the embeddings by z_hidn before LayerNorm as well. For a
+# closed dimension this changes nothing. A half-open one it scales before the mean is taken.
 
 
 @dataclass
@@ -248,7 +249,7 @@ class MHA(nn.Module):
         """x (B, T, d); attention_mask (B, T) bool, False at padding; z_mha (), z_head (h),
         z_hidn (d). Returns (B, T, d).
         """
-        # after softmax no token attends to padding; softmax in fp32: bf16 has three digits
+        # after softmax no token attends to padding; softmax in fp32: bf16 is too coarse
         padding = ~attention_mask[:, None, None]                    # (B, 1, 1, T)
         scores = self.scores(x).masked_fill(padding, -torch.inf)    # (B, h, T, T)
         attention = scores.softmax(-1, dtype=torch.float)           # (B, h, T, T)
@@ -399,7 +400,7 @@ def load_finetuned(model):
 def load_pretrained(model, config, seed=0):
     """Load a pre-trained BERT and initialize a new classifier for the classes of config.
 
-    Every stage of a run begins with the same classifier, because it is drawn from the same seed.
+    Teacher and student begin with the same classifier, because it is drawn from the same seed.
     Returns (BERT, notes for the user, one line each). Raises UserError as load_finetuned.
     """
     torch.manual_seed(seed)
@@ -421,10 +422,10 @@ def load_pretrained(model, config, seed=0):
 # gives the last line. Once training is over there is no more noise: see final_z.
 #
 # DEPARTURE: all masks start nearly open. In the authors' code FFN units start at P(z > 0) = .83, so
-# 11 % of the weights count as pruned before training.
+# 11 % of the weights count as pruned before training; here 3 %.
 # DEPARTURE: the authors' code clamps log_alpha to [log .01, log 100]. At log .01 a closed mask
-# still counts as open with P = .05, and 95 % is out of reach without closing others. Here the lower
-# end is -10, and what lies beyond is halved instead of clamped, so that ranks are kept.
+# still counts as open with P = .05: closed units alone use up a budget of 5 %. Here the lower end
+# is -10, and what lies beyond is halved instead of clamped, so that ranks are kept.
 
 BETA = 2 / 3                                 # temperature
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1        # l, r
@@ -458,7 +459,7 @@ def keep_prob(log_alpha):
 
 def final_z(log_alpha):
     """Return the final value of a mask that stays open, between 0 and 1, without noise."""
-    # what stays open must not vanish: in fp32 the sigmoid of -104 is 0
+    # what stays open must not vanish, whatever log_alpha is: in fp32 the sigmoid of -104 is 0
     z = torch.sigmoid(log_alpha / BETA * FINAL_SHARPNESS)           # § final z
     return z.clamp(min=1e-6)
 
@@ -527,7 +528,7 @@ class Masks(nn.Module):
 #     s    = 1 - size / M,    M the size with every mask at 1: 84,934,656 for BERT-base
 #     L_c  = lambda1 (s - t) + lambda2 (s - t)^2
 #
-# The paper calls the first sum s; what it means, and its code computes, is 1 - size / M.
+# The paper calls size / M the sparsity; what it means, and its code computes, is 1 - size / M.
 # A head has 4 matrices of k columns (or rows), an FFN unit is a column of W_U and a row of W_D.
 # (In PyTorch the weight of a Linear is the transposed matrix: there it is a row of `up`.)
 # Embeddings, biases and LayerNorms do not count. The sums over j and over (l, i) factorize, so the
@@ -538,7 +539,7 @@ class Masks(nn.Module):
 # that the quadratic term leaves.
 #
 # DEPARTURE: the authors' code counts in three ways, so that an unpruned model reports .05 to .1 %
-# sparsity. Here masked and pruned networks are counted alike, and an unpruned one has sparsity 0.
+# sparsity. Here masked and pruned networks are counted alike; a network without masks has 0.
 
 
 def expected_size(k, z_mha, z_head, z_ffn, z_int, z_hidn):
@@ -571,9 +572,9 @@ def lagrangian(s, t, lambda1, lambda2):
 #
 # p_s and p_t are the predictions of student and teacher, H (B, T, d) their hidden states. A layer
 # is alive if it has weights left. There is no loss on the labels, unless L_pred is switched off.
-# W_layer is a d x d matrix that starts as the identity and is trained. On small data sets the
-# matching is ordered: a teacher layer may match only a student layer below the one that the teacher
-# layer above it has matched.
+# W_layer is a d x d matrix that starts as the identity and is trained (with a wider teacher, as
+# many rows as its hidden size). On small data sets the matching is ordered: a teacher layer may
+# match only a student layer below the one that the teacher layer above it has matched.
 #
 # DEPARTURE: the paper writes KL(p_s || p_t). The authors' code takes the teacher as the target, and
 # so does this file: the published results come from it.
@@ -606,8 +607,7 @@ def pred_loss(student, teacher, temperature):
     # softer distributions also say which wrong classes the teacher finds likely
     p_t = (teacher / temperature).softmax(-1)
     log_p_s = (student / temperature).log_softmax(-1)
-    kl = F.kl_div(
-        log_p_s.flatten(0, -2), p_t.flatten(0, -2), reduction="batchmean")
+    kl = F.kl_div(log_p_s.flatten(0, -2), p_t.flatten(0, -2), reduction="batchmean")
     # The gradient shrinks with 1 / tau^2: multiply it back (Hinton et al. 2015).
     return kl * temperature**2                                      # ()             §3.2 L_pred
 
@@ -658,7 +658,8 @@ def layer_loss(student, teacher, attention_mask, W_layer, alive, matching):
     student, teacher: hidden states of all L layers, each (B, T, d); of the teacher only the
     distilled_layers(L) are read, they may be bfloat16. attention_mask (B, T) bool; W_layer: Linear
     from the student's d to the teacher's; alive (L) bool; matching: free, ordered, or fixed, as in
-    earlier work: m is distilled_layers(L) itself, whether these student layers are alive or not.
+    earlier work: m is distilled_layers(L) itself, whether these student layers are alive or not
+    (of a student with fewer layers than its teacher the last one, if there is no such layer).
     """
     layers = distilled_layers(len(teacher))
     H_s = torch.stack(student)                                      # (L, B, T, d)
@@ -667,7 +668,7 @@ def layer_loss(student, teacher, attention_mask, W_layer, alive, matching):
     weight = attention_mask / (attention_mask.sum() * H_t.shape[-1])    # (B, T)
 
     def mse(H):
-        """H (..., B, T, d) -> (...)"""
+        """Return the distance to each H_t, (n). H (B, T, d) for all, or (n, B, T, d)."""
         return ((W_layer(H) - H_t).square().sum(-1) * weight).sum((-1, -2))
 
     if matching == "fixed":
@@ -688,7 +689,7 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer):
     out, out_t: Output of student and teacher, the latter None without distillation. Labels count
     only where L_pred does not: without a teacher, or with pred_weight 0.
     """
-    # losses in fp32: bf16 has three digits
+    # logits in fp32: bf16 has two to three digits
     m = None
     if out_t and cfg.pred_weight:
         pred = pred_loss(out.logits.float(), out_t.logits.float(), cfg.temperature)
@@ -716,8 +717,9 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer):
 # log_alpha before it is applied: the largest one for which the structure fits the budget of
 # (1 - t) M weights. If the Lagrangian has brought s to t, it is almost 0. One more head or
 # dimension would be too large, so the finest group (the FFN units) gets a number of its own and
-# fills the rest of the budget. The sparsity is never below its target, and above it by less than
-# one unit (more only where masks of a group are exactly equal).
+# fills the rest of the budget, and its layers another one if all their units would not fill it. The
+# sparsity is never below its target, and above it by less than one unit (more only where masks of a
+# group are exactly equal, and in tiny networks whose layers are larger than the budget).
 #
 # A pruned matrix is diag(z_rows) W diag(z_columns) without the closed rows and columns. With the
 # masks folded into the weights, the pruned network has the outputs of the masked one, and the same
@@ -733,11 +735,12 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer):
 
 FINEST_FIRST = ("z_int", "z_hidn", "z_head", "z_mha", "z_ffn")
 LAYER_OF = {"z_head": "z_mha", "z_int": "z_ffn"}    # {units: mask of the sub-layer they are in}
-FAR = 1000.0                                        # more than any two log_alpha differ
+FAR = 1000.0                                        # far beyond any log_alpha
 
 
 def bisect(fits):
-    """Return the largest shift that fits, and next to it the smallest one that does not.
+    """Return the largest shift that fits, and next to it the smallest one that does not. Both are
+    about FAR if all fit, and about -FAR if none does.
 
     Example:
     >>> largest, smallest = bisect(lambda shift: shift <= 0.5)
@@ -808,8 +811,9 @@ def final_masks(masks, t):
         return masks.sparsity(structure(*shifts)) >= t - 1e-12      # § budget
 
     shift, too_large = bisect(lambda x: fits(x, x, x))
-    if fits(shift, FAR, FAR):
-        # all units together do not fill the budget: the next larger structure, with fewer units
+    if fits(shift, FAR, FAR) and fits(too_large, too_large, -FAR):
+        # All units together do not fill the budget: the next larger structure, with fewer units.
+        # (In a tiny network it may be too large even without any.)
         shift = too_large
     # layers stay as they are, unless all units of the open ones would not fill the budget
     _, enough = bisect(lambda x: fits(shift, x, FAR))
@@ -827,9 +831,8 @@ def final_masks(masks, t):
 def fold(new, old, rows, columns):
     """Write diag(rows) W diag(columns), without closed rows and columns, into a smaller module.
 
-    old: a Linear or Embedding (its rows are tokens); rows, columns: masks of the two dimensions of
-    its weight, 0 or False removes, any other number is folded in; new: its counterpart of the size
-    that is left. A bias belongs to the rows.
+    old: a Linear; rows, columns: masks of the two dimensions of its weight, 0 or False removes, any
+    other number is folded in; new: a Linear of the size that is left. The bias belongs to the rows.
     """
     # remove first: often most of the matrix is closed. Indexing with rows > 0 would be slower.
     open_rows = rows.nonzero()[:, 0]
@@ -837,8 +840,7 @@ def fold(new, old, rows, columns):
     kept = old.weight.index_select(0, open_rows).index_select(1, open_columns)
     scaled = rows[open_rows][:, None] * kept * columns[open_columns]    # § fold
     new.weight.copy_(scaled)
-    if hasattr(old, "bias"):
-        new.bias.copy_((rows * old.bias)[open_rows])
+    new.bias.copy_((rows * old.bias)[open_rows])
 
 
 def fold_norm(new, old, z_hidn):
@@ -875,7 +877,7 @@ def leave_out(bert, z):
     """Build the network that masks leave: closed parts removed, soft values folded into weights.
 
     z: the five masks. Returns a new BERT with the outputs of the masked one. Its weights are
-    functions of bert and z, so that gradients flow back to both.
+    functions of bert and z, so that gradients flow back to both. A classifier of classes is shared.
     """
     # heads and FFN units that are left in each layer; a dead sub-layer has none
     z_hidn = z["z_hidn"]                                            # (d)
@@ -938,8 +940,8 @@ def prune_model(bert, z):
 # constant: masks and weights settle.
 #
 # DEPARTURE: the authors' code updates the multipliers with Adam: a step of .01 whatever s - t is.
-# Here plain gradient ascent: a step in proportion to s - t. lambda2 does not start at 0, but at
-# 1,400 (toy: 7,600).
+# Here plain gradient ascent: lambda1 moves in proportion to s - t. lambda2 does not start at 0, but
+# at 1,400 (toy: 7,600) in a run of 10,000 steps.
 # DEPARTURE: in a run of fewer than 10,000 steps the learning rates of masks and multipliers are
 # scaled up: from open to closed is the same distance in few steps as in many. lambda2 is scaled
 # down: in few steps s cannot follow t closely, and a large lambda2 would only push harder.
@@ -953,8 +955,10 @@ MAX_MASK_LR_SCALE = 20               # ours
 
 
 def target_sparsity(step, num_steps, cfg):
-    """Return t at a step, 0 before the masks start. Of several sparsities t rises from the last
-    but one to the last.
+    """Return t at a step, 0 before the masks start.
+
+    Of several sparsities t rises from the last but one to the last, and stays at the last but one
+    until it starts to rise: these masks are there from the first step.
     """
     before, last = cfg.ramp()
     start = cfg.mask_start * num_steps
@@ -980,15 +984,13 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
     lambdas = lambda_optimizer = None
     if masks:
         scale = min(max(1, MASK_LR_REFERENCE_STEPS / num_steps), MAX_MASK_LR_SCALE)
-        groups.append({
-            "params": masks.parameters(),
-            "lr": cfg.mask_lr * scale})
+        groups.append({"params": masks.parameters(), "lr": cfg.mask_lr * scale})
         start = {"lambda1": torch.tensor(0.0), "lambda2": torch.tensor(cfg.lambda2 / scale)}
         lambdas = nn.ParameterDict(start).to(bert.classifier.weight.device)
         # SGD, not Adam, whose step would hardly depend on how far s is from t
         lambda_optimizer = torch.optim.SGD(
             lambdas.values(), lr=cfg.lambda_lr * scale, maximize=True)
-    # no weight decay: it would pull log_alpha to 0, where final_z is one half
+    # no weight decay, as in the authors' code: it would pull log_alpha to 0, where final_z is .5
     optimizer = torch.optim.AdamW(groups, lr, weight_decay=0.0, fused=True)
     return weights, lambdas, optimizer, lambda_optimizer
 
@@ -1018,8 +1020,8 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
         z = masks.sample() if t else {}
         student, project = partial(bert, **z), W_layer
         if z and device.type == "cpu":
-            # The same outputs and gradients, at the cost of what is open. On a GPU the masks
-            # multiply: the CPU would have to wait for it to know which are open (not measured).
+            # The same outputs and gradients at the cost of what is open, but for dropout's numbers.
+            # On a GPU the masks multiply, or the CPU would wait for it to know what is open.
             student = leave_out(bert, z)
             project = partial(F.linear, weight=W_layer.weight[:, z["z_hidn"] > 0])
         with autocast(device, cfg.bf16):
@@ -1059,11 +1061,12 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
 # 7. Main: one run, from the teacher to the report
 # --------------------------------------------------------------------------------------------------
 #     pre-trained BERT -- teacher --> teacher
-#     pre-trained BERT -- prune, distilled from the teacher --> masks, final_masks, prune_model
+#     pre-trained BERT -- prune, distilled from the teacher --> log_alpha
+#     log_alpha        -- final_masks, prune_model --> pruned BERT
 #     pruned BERT      -- finetune, distilled from the teacher --> result
 #
 # The student starts from the pre-trained model, not from the teacher; the authors found no
-# difference.
+# difference. A baseline (--structure) prunes the teacher.
 
 
 def run(cfg):
@@ -1089,8 +1092,7 @@ def run(cfg):
     distilled = distilled_layers(len(teacher.config.heads_per_layer))
     teacher_outputs = cache_teacher(teacher, data.train, distilled, cfg)
 
-    W_layer = nn.Linear(
-        config.hidden_size, teacher.config.hidden_size, bias=False, device=device)
+    W_layer = nn.Linear(config.hidden_size, teacher.config.hidden_size, bias=False, device=device)
     # student and teacher come from one pre-trained model: their states begin alike
     nn.init.eye_(W_layer.weight)
     # A further sparsity goes on with the student, masks and W_layer of the pruning stage before.

@@ -12,7 +12,7 @@ distilled for as many steps as CoFi's pruning and fine-tuning have together.
                 FFN units)
     small       a smaller BERT: it keeps a third of the layers (more if the target needs them),
                 evenly spaced; every one keeps the same share of its heads and of its units, those
-                of largest magnitude (as TinyBERT is a smaller BERT)
+                of largest magnitude (as TinyBERT is a smaller BERT); the hidden size stays
 """
 import math
 import time

@@ -106,7 +106,7 @@ BAD_ARGUMENTS = {
     "sparsities that fall": (["--sparsity", "0.8,0.6,0.8"], None, "--sparsity must rise from "
                              "one to the next, got 0.8,0.6,0.8. Try 0.6,0.8"),
     "sparsity 95": (["--sparsity", "95"], None,
-                    "--sparsity must be between 0 and 0.99, got 95 (did you mean 0.95?)"),
+                    "--sparsity must be between 0.01 and 0.99, got 95 (did you mean 0.95?)"),
     "negative rate": (["--prune_lr", "-1"], None, "--prune_lr must be between 1e-09 and 1, got -1"),
     "unknown mask": (["--masks", "head,layer"], None,
                      "--masks must be some of mha,head,ffn,int,hidn, separated by commas, got "

@@ -126,6 +126,25 @@ def test_every_subset_of_masks(name, rounds):
         check_values(masks, z)
 
 
+def test_parts_that_are_larger_than_the_budget():
+    """In a tiny network one FFN may be more than may be left. Never below t, and never empty."""
+    torch.manual_seed(0)
+    # an FFN is two thirds of this network, and 42.6 % may be left: only the MHA fits
+    masks = cofi.Masks(make_config(1, 128, 64, 2, 512), ("z_mha", "z_head", "z_ffn"))
+    for log_alpha, value in zip(masks.parameters(), (1.0, 1.0, 3.0)):
+        log_alpha.data.fill_(value)
+    z = final_masks(masks, 0.574)
+    assert count(64, z)[0] == 4 * 128 * 128 and (z["z_head"] > 0).all()
+    for L, d, f in itertools.product((1, 2), (1, 8), (1, 32)):
+        for groups in SUBSETS[::9]:
+            masks = random_masks(make_config(L, d, 2, 2, f), groups)
+            t = random_target(masks)
+            left, _ = count(2, final_masks(masks, t))
+            full, _ = count(2, {group: torch.ones_like(a)
+                                for group, a in masks.log_alpha().items()})
+            assert 0 < left <= (1 - Fraction(str(t))) * full, (L, d, f, groups, t)
+
+
 @pytest.mark.parametrize("t", [0.01, 0.5, 0.95, 0.99])
 def test_bert_base(t):
     masks = random_masks(CONFIGS["12x768"], cofi.Masks.GROUPS)
