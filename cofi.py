@@ -897,9 +897,13 @@ def leave_out(bert, z):
     # These tensors are not trained. Autograd passes their gradients on to bert and z.
     small.to_empty(device=z_hidn.device).requires_grad_(False)
     kept = z_hidn.nonzero()[:, 0]
-    for name in ("word", "position", "token_type"):
+    for name in ("position", "token_type"):
         table = getattr(bert.embeddings, name).weight.index_select(1, kept)
         getattr(small.embeddings, name).weight.copy_(table)
+    # Columns of the word table are left out after the lookup: to copy the whole table in every step
+    # would take as long as all layers together.
+    small.embeddings.word.weight = bert.embeddings.word.weight
+    small.embeddings.word.register_forward_hook(lambda module, inputs, x: x[..., kept])
     fold_norm(small.embeddings.norm, bert.embeddings.norm, z_hidn)
     for i, (new, old) in enumerate(zip(small.layers, bert.layers)):
         if new.mha:
@@ -922,7 +926,11 @@ def prune_model(bert, z):
 
     z: the five masks, as from final_masks.
     """
-    return copy.deepcopy(leave_out(bert, z)).requires_grad_()
+    # a copy, because word table and classifier are bert's
+    small = copy.deepcopy(leave_out(bert, z)).requires_grad_()
+    table = bert.embeddings.word.weight[:, z["z_hidn"] > 0]
+    small.embeddings.word = nn.Embedding.from_pretrained(table, freeze=False)
+    return small
 
 
 # --------------------------------------------------------------------------------------------------
