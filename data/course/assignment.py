@@ -118,6 +118,19 @@ def student_text(numbers, seed):
     return text.rstrip() + "\n"
 
 
+def answer_form(numbers, seed):
+    """Return answers.txt for some parts: whose questions these are, and a line for each."""
+    questions = [question for question in sheet(seed) if int(question[0]) in numbers]
+    return "\n".join([f"seed {seed}".strip(), *questions]) + "\n"
+
+
+def check_parts(numbers):
+    """Raise UserError for the number of a part that does not exist."""
+    if not set(numbers) <= PARTS.keys() or not numbers:
+        raise UserError(f"--parts must be some of {', '.join(map(str, PARTS))}, got "
+                        f"{', '.join(map(str, numbers))}")
+
+
 def write_assignment(folder, numbers=tuple(PARTS), seed=""):
     """Write a copy of the project in which the functions of some parts are still to be written.
 
@@ -129,14 +142,13 @@ def write_assignment(folder, numbers=tuple(PARTS), seed=""):
                         "another folder")
     if folder.exists() and (not folder.is_dir() or any(x.name != ".git" for x in folder.iterdir())):
         raise UserError(f"--assignment must be a new or an empty folder, got {folder}")
-    if not set(numbers) <= PARTS.keys() or not numbers:
-        raise UserError(f"--parts must be some of {', '.join(map(str, PARTS))}, got "
-                        f"{', '.join(map(str, numbers))}")
+    check_parts(numbers)
     shutil.copytree(ROOT / "data", folder / "data", ignore=left_out)
     for name in ("test_cofi.py", "requirements.txt", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     (folder / ".gitignore").write_text("__pycache__/\n.venv/\nout/\n*.part\n", "utf-8")
     (folder / "ASSIGNMENT.md").write_text(student_text(numbers, seed), "utf-8")
+    (folder / "answers.txt").write_text(answer_form(numbers, seed), "utf-8")
     for file in ("cofi.py", "sparsebert.py"):
         source = (ROOT / file).read_text("utf-8")
         for number in numbers:

@@ -1,12 +1,13 @@
 """The .zip that Gradescope takes as an autograder: setup.sh, run_autograder, and the project.
 
-    python test_cofi.py --autograder autograder.zip
+    python test_cofi.py --autograder autograder.zip [--parts 1,3]
 
 Gradescope unpacks it to /autograder/source, runs setup.sh once, and run_autograder for each
 submission, which is in /autograder/submission; it reads /autograder/results/results.json.
 """
 import zipfile
 
+from data.course.assignment import PARTS, check_parts
 from data.course.guide import ROOT
 from data.errors import UserError
 
@@ -32,12 +33,15 @@ RUN = """\
 root=${AUTOGRADER:-/autograder}
 mkdir -p "$root/results"
 cd "$root/source"
-"$root/venv/bin/python" test_cofi.py --grade "$root/submission" --results "$root/results"
+"$root/venv/bin/python" test_cofi.py --grade "$root/submission" --results "$root/results" \\
+    --parts PARTS
 """
 
 
-def write_autograder(path):
-    """Write the .zip. Raises UserError if the path is not one that can be written."""
+def write_autograder(path, parts=tuple(PARTS)):
+    """Write the .zip, which grades some parts. Raises UserError if the path cannot be written."""
+    check_parts(parts)
+    run = RUN.replace("PARTS", ",".join(map(str, parts)))
     if path.suffix != ".zip":
         raise UserError(f"--autograder must be a file that ends in .zip, got {path}")
     files = [ROOT / name for name in ("cofi.py", "sparsebert.py", "test_cofi.py",
@@ -46,7 +50,7 @@ def write_autograder(path):
               if file.is_file() and not str(file).endswith(LEFT_OUT)
               and not set(LEFT_OUT) & set(file.parts)]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in ("setup.sh", SETUP), ("run_autograder", RUN):
+        for name, text in ("setup.sh", SETUP), ("run_autograder", run):
             info = zipfile.ZipInfo(name, date_time=(2000, 1, 1, 0, 0, 0))
             info.external_attr = 0o755 << 16            # executable
             archive.writestr(info, text)

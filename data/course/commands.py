@@ -25,7 +25,7 @@ def make_parser():
     choice.add_argument("--benchmark", action="store_true", help="time pruning and pruned models")
     course = parser.add_argument_group("options of the course")
     course.add_argument("--parts", metavar="1,3", default="1,2,3,4,5,6",
-                        help="with --assignment: the parts to write")
+                        help="the parts to write, or of --grade and --autograder: to grade")
     course.add_argument("--seed", metavar="STUDENT", default="",
                         help="with --assignment: whose numbers the questions have")
     course.add_argument("--results", type=Path, metavar="FOLDER", default=Path("grades"),
@@ -68,13 +68,14 @@ def run_command(arguments, tests):
         return questions.check_answer(*given.answer)
     if given.guide:
         guide.print_guide()
+    parts = parse_parts(given.parts)
     if given.assignment:
-        load("assignment").write_assignment(given.assignment, parse_parts(given.parts), given.seed)
+        load("assignment").write_assignment(given.assignment, parts, given.seed)
     if given.grade:
         load("grade").grade(given.grade, given.results, {"cofi": cofi, "sparsebert": sparsebert},
-                            tests, given.quality)
+                            tests, given.quality, parts)
     if given.autograder:
-        load("autograder").write_autograder(given.autograder)
+        load("autograder").write_autograder(given.autograder, parts)
     if given.benchmark:
         from data.results.benchmark import benchmark
         benchmark(given.model, given.task, given.batch_size, given.threads, given.turns,

@@ -1,6 +1,6 @@
 """Grading: which of the functions that were to be written are right, and how many points that is.
 
-    python test_cofi.py --grade SUBMISSION [--results FOLDER]
+    python test_cofi.py --grade SUBMISSION [--results FOLDER] [--parts 1,3]
 
 SUBMISSION is a file, a folder or a .zip of one student, or a folder of many of these. Only the
 functions of data/course/assignment.py are taken from it. They run in a process of their own (see
@@ -22,7 +22,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from data.course import quality as measure_quality
-from data.course.assignment import PARTS
+from data.course.assignment import PARTS, check_parts
 from data.course.guide import ROOT
 from data.course.points import POINT_OF_A_QUESTION, POINTS
 from data.course.questions import is_right, same_as
@@ -111,10 +111,11 @@ def read_member(archive, info):
     return archive.read(info) if info.file_size <= MAX_BYTES else bytes(MAX_BYTES + 1)
 
 
-def find_functions(texts):
-    """Return ({(part, name): source of the function}, notes) of a submission."""
+def find_functions(texts, parts):
+    """Return ({(part, name): source of the function}, notes) of some parts of a submission."""
     written, notes = {}, []
-    for number, part in PARTS.items():
+    for number in parts:
+        part = PARTS[number]
         text = texts.get(part.file)
         if text is None:
             continue
@@ -133,16 +134,24 @@ def find_functions(texts):
 
 
 def read_answers(texts):
-    """Return (seed, {question: text}) of answers.txt and of sheet.json of the student's copy."""
-    try:
-        seed = str(json.loads(texts.get("sheet.json", "{}")).get("seed", ""))
-    except (ValueError, AttributeError):
-        seed = ""
-    answers = {}
+    """Return (seed, {question: text}, notes) of answers.txt.
+
+    Its line `seed` says whose questions these are. If it is missing, sheet.json of the student's
+    copy does.
+    """
+    answers, notes = {}, []
     for line in texts.get("answers.txt", "").splitlines():
         question, _, text = line.strip().partition(" ")
         answers[question.strip("*.:)").lower()] = text.strip(" =:")
-    return seed, answers
+    seed = answers.pop("seed", None)
+    if seed is None:
+        try:
+            seed = str(json.loads(texts.get("sheet.json", "{}")).get("seed", ""))
+        except (ValueError, AttributeError):
+            seed = ""
+        if answers and not seed:
+            notes.append("answers.txt has no line `seed`: taken as answers without one")
+    return seed, {question: text for question, text in answers.items() if text}, notes
 
 
 def is_blank(node, message):
@@ -166,13 +175,16 @@ def insert(source, functions):
 
 
 class Grader:
-    """Grades submissions, one after the other. modules: {"cofi": module, ...}; tests: test_cofi."""
+    """Grades submissions, one after the other.
 
-    def __init__(self, server, modules, tests):
-        self.server, self.modules = server, modules
+    modules: {"cofi": module, ...}; tests: test_cofi; parts: the numbers of those that count.
+    """
+
+    def __init__(self, server, modules, tests, parts=tuple(PARTS)):
+        self.server, self.modules, self.parts = server, modules, parts
         self.sources = {name: (ROOT / f"{name}.py").read_text("utf-8") for name in modules}
-        self.tests = {number: tests_of(tests, number) for number in PARTS}
-        self.callers = {number: self.find_callers(number) for number in PARTS}
+        self.tests = {number: tests_of(tests, number) for number in parts}
+        self.callers = {number: self.find_callers(number) for number in parts}
 
     def find_callers(self, number):
         """Return {function: names of the tests of its part that call it}."""
@@ -230,11 +242,12 @@ class Grader:
         """Return the Report of one submission. quality: also run its cofi.py as a whole."""
         start = time.perf_counter()
         texts, notes = read_submission(path)
-        written, more = find_functions(texts)
-        seed, answers = read_answers(texts)
+        written, more = find_functions(texts, PARTS if quality else self.parts)
+        seed, answers, about_answers = read_answers(texts)
         name = path.stem if path.suffix == ".zip" else path.name
-        report = Report(name, seed, notes=notes + more)
-        for number, points in POINTS.items():
+        report = Report(name, seed, notes=notes + more + about_answers)
+        for number in self.parts:
+            points = POINTS[number]
             functions = {name: written[number, name] for name in points
                          if (number, name) in written}
             is_whole = len(functions) == len(points)
@@ -251,7 +264,7 @@ class Grader:
                     grade.earned = 0 if failure else value
                     grade.message = failure or ""
                 report.grades.append(grade)
-        report.grades += grade_answers(seed, answers)
+        report.grades += grade_answers(seed, answers, self.parts)
         if quality:
             report.grades.append(self.grade_quality(written))
         report.seconds = time.perf_counter() - start
@@ -273,10 +286,12 @@ class Grader:
         return result
 
 
-def grade_answers(seed, answers):
-    """Return a Grade for each question. answers: {question: text}."""
+def grade_answers(seed, answers, parts):
+    """Return a Grade for each question of some parts. answers: {question: text}."""
     grades = []
     for question, (_, right) in sheet(seed).items():
+        if int(question[0]) not in parts:
+            continue
         grade = Grade(int(question[0]), f"question {question}", POINT_OF_A_QUESTION)
         if question not in answers:
             grade.message = "not answered"
@@ -371,12 +386,15 @@ def submissions_of(path):
     return many
 
 
-def grade(path, results, modules, tests, quality=False):
-    """Grade a path, print a table, and write the results into a folder. Returns the Reports."""
+def grade(path, results, modules, tests, quality=False, parts=tuple(PARTS)):
+    """Grade some parts of the submissions in a path, print a table, and write the results into a
+    folder. Returns the Reports.
+    """
+    check_parts(parts)
     paths = submissions_of(path)
     reports = []
     with Server() as server:
-        grader = Grader(server, modules, tests)
+        grader = Grader(server, modules, tests, parts)
         for one in paths:
             report = grader.grade(one, quality)
             reports.append(report)

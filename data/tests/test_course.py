@@ -77,7 +77,7 @@ def test_what_the_copy_holds(tmp_path):
     assignment.write_assignment(folder, seed="ada")
     assert {path.name for path in folder.iterdir()} == {
         "cofi.py", "sparsebert.py", "test_cofi.py", "data", "requirements.txt", "LICENSE", ".git",
-        ".gitignore", "ASSIGNMENT.md"}
+        ".gitignore", "ASSIGNMENT.md", "answers.txt"}
     assert {path.name for path in (folder / "data/course").iterdir()} == {
         "__init__.py", "commands.py", "guide.py", "questions.py", "source.py", "sheet.json"}
     assert {path.name for path in (folder / "data/tests").iterdir()} == {"__init__.py", "common.py"}
@@ -99,6 +99,8 @@ def test_some_parts(tmp_path):
     assert 'part 1: sample_z' in text and 'part 3: lagrangian' in text and "part 2" not in text
     text = (tmp_path / "copy" / "ASSIGNMENT.md").read_text("utf-8")
     assert "## Part 1" in text and "## Part 3" in text and "## Part 2" not in text
+    form = (tmp_path / "copy" / "answers.txt").read_text("utf-8")
+    assert form.split() == ["seed", "1a", "1b", "1c", "3a", "3b", "3c"]
 
 
 @slow
@@ -202,7 +204,8 @@ def test_command_line_of_the_course(tmp_path, capsys):
 @slow
 def test_autograder(tmp_path):
     """Unpacked into an empty folder it grades a submission, as Gradescope would call it."""
-    assert main(["--autograder", str(tmp_path / "autograder.zip")]) == 0
+    zip_of_two_parts = ["--autograder", str(tmp_path / "autograder.zip"), "--parts", "3,6"]
+    assert main(zip_of_two_parts) == 0
     root = tmp_path / "autograder"
     with zipfile.ZipFile(tmp_path / "autograder.zip") as archive:
         assert {"setup.sh", "run_autograder", "requirements.txt"} <= set(archive.namelist())
@@ -212,12 +215,13 @@ def test_autograder(tmp_path):
     (root / "venv/bin/python").symlink_to(sys.executable)
     (root / "submission").mkdir()
     shutil.copy(ROOT / "sparsebert.py", root / "submission")
-    (root / "submission/answers.txt").write_text(f"3a {sheet('')['3a'][1]}\n1b 7\n")
+    (root / "submission/answers.txt").write_text(f"seed\n3a {sheet('')['3a'][1]}\n6b 7\n")
     packages = os.pathsep.join(path for path in sys.path if "site-packages" in path)
     subprocess.run(["bash", str(root / "source/run_autograder")], check=True, capture_output=True,
                    env=os.environ | {"AUTOGRADER": str(root), "PYTHONPATH": packages})
     result = json.loads((root / "results/results.json").read_text("utf-8"))
     assert result["score"] == sum(POINTS[6].values()) + POINT_OF_A_QUESTION
+    assert {test["number"][0] for test in result["tests"]} == {"3", "6"}
 
 
 # ---- the guide -----------------------------------------------------------------------------------

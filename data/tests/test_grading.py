@@ -128,6 +128,42 @@ def test_partial_points(grader, tmp_path, blank):
     assert report.score(3) == sum(grade.POINTS[3].values()) - grade.POINTS[3]["lagrangian"]
 
 
+@pytest.mark.parametrize("with_sheet", [False, True])
+def test_answers_of_a_seed(tmp_path, with_sheet):
+    """The copy's own form with the answers filled in, alone or with sheet.json of an older copy."""
+    assignment.write_assignment(tmp_path / "copy", (1, 3), "ada")
+    form = (tmp_path / "copy" / "answers.txt").read_text("utf-8")
+    assert form.startswith("seed ada\n1a\n")
+    answers = sheet("ada")
+    filled = "".join(f"{line} {answers[line][1] if line in answers else ''}\n"
+                     for line in form.splitlines()[1:-1])       # one is left open
+    texts = {"answers.txt": f"seed ada\n{filled}3c\n"}
+    if with_sheet:
+        sheet_of_copy = tmp_path / "copy/data/course/sheet.json"
+        texts = {"answers.txt": f"{filled}", "sheet.json": sheet_of_copy.read_text("utf-8")}
+    seed, answered, notes = grade.read_answers(texts)
+    assert seed == "ada" and notes == []
+    grades = grade.grade_answers(seed, answered, (1, 3))
+    assert [one.earned for one in grades] == [1, 1, 1, 1, 1, 0]
+    assert grades[-1].message == "not answered"
+    *_, notes = grade.read_answers({"answers.txt": filled})
+    assert notes == ["answers.txt has no line `seed`: taken as answers without one"]
+
+
+@slow
+def test_only_the_parts_that_were_handed_out(tmp_path, capsys):
+    """In such a copy the other parts are solved: they earn nothing."""
+    folder = tmp_path / "copy"
+    assignment.write_assignment(folder, (3,))
+    results = tmp_path / "grades"
+    command = ["--grade", str(folder), "--parts", "3", "--results", str(results)]
+    assert test_cofi.main(command) == 0
+    result = json.loads((results / "results.json").read_text("utf-8"))
+    assert result["score"] == 0 and {test["tags"][0] for test in result["tests"]} == {"part3"}
+    assert test_cofi.main([*command[:2], "--parts", "7"]) == 2
+    assert "--parts must be some of 1, 2, 3, 4, 5, 6, got 7" in capsys.readouterr().err
+
+
 # {case: (function of part 1 or 4, its code, what the message says, what stands before all)}
 WRONG = "return log_alpha * 0"
 CHEATS = {
