@@ -5,7 +5,7 @@ NAACL 2021 (arXiv 2104.08682).
 
     python sparsebert.py                        three strategies at 95 % on the toy, offline
     python sparsebert.py --task mrpc --strategy distil
-    python sparsebert.py --sparsity 0.5,0.8,0.9,0.95           the paper's figures 4 and 5
+    python sparsebert.py --sparsity 0.5,0.8,0.9,0.95    as the paper's figures 4 and 5, on the toy
 
 Unlike in cofi.py, nothing has to be learned about what to prune: the smallest weights go. Nothing
 can be removed either: zeros stay in their matrices, so section 6 measures what they are worth.
@@ -19,7 +19,8 @@ knows the task as well. Figure 1 of the paper compares three strategies, (b) to 
 A fourth strategy, small_dense, is what the paper argues against: a BERT without zeros, but with
 fewer layers, heads and FFN units, distilled as in (d).
 
-Read it from the top, in the order of cofi.py. BERT, L_pred and the optimizer steps come from there.
+Read it from the top. BERT, the loss on predictions and the training of the teacher come from
+cofi.py.
 
     0  Settings              every setting, with its source
     1  Magnitude             which weights stay, and how many at which step
@@ -44,7 +45,7 @@ from cofi import count_encoder_weights, label_loss, load_pretrained, pred_loss
 from data.checkpoint import read_mlm_head
 from data.errors import UserError
 from data.files import write_json
-from data.harness.cli import RunConfig, check_in_range, flag
+from data.harness.cli import RunConfig, flag
 from data.harness.commands import run_cli
 from data.harness.console import COFI_COLUMNS, SPARSEBERT_HEADER, SPARSEBERT_LEGEND, print_header
 from data.harness.console import sparsebert_line
@@ -74,7 +75,8 @@ STRATEGY_LABELS = {"prune_first": "(b) prune, then fine-tune",
 @dataclass
 class Settings(RunConfig):
     """Settings of SparseBERT besides those of every run."""
-    sparsity: str = flag("0.95", "Share of zeros in each matrix, or several, separated by commas")
+    sparsity: float = flag(0.95, "Share of zeros in each matrix, or several (0.8,0.9)",
+                           range=(0, 0.999), is_rising=True)
     strategy: str = flag("prune_first,finetune_first,distil",
                          f"Some of {' '.join(STRATEGY_LABELS)}, separated by commas",
                          some_of=tuple(STRATEGY_LABELS))
@@ -95,22 +97,20 @@ class Settings(RunConfig):
     augment: int = flag(0, "Copies of the training set with other words and the same labels "
                         "(paper: about 60 for MRPC)", range=(0, 1000))
 
-    # by size of the task; ours
+    # the paper's epochs of MRPC and of QNLI for all sets of that size; the toy's are ours
     TASK_DEFAULTS = {"small": {"prune_epochs": 12}, "large": {"prune_epochs": 5},
                      "squad": {"prune_epochs": 5}, "toy": {"prune_epochs": 4, "prune_lr": 1e-3}}
 
-    def check(self):
-        """Raise UserError for the first setting that is not allowed."""
-        super().check()
-        for s in self.sparsities():
-            check_in_range("sparsity", s, 0, 0.999)
+    def num_runs(self):
+        """Return how often there is something to prune: every strategy at every sparsity."""
+        return len(self.sparsities()) * len(self.strategy.split(","))
 
 
 # --------------------------------------------------------------------------------------------------
 # 1. Magnitude (§3): which weights stay, and how many at which step
 # --------------------------------------------------------------------------------------------------
 #     mask = 1 for the floor((1 - s) n) largest |w| of a matrix, 0 for the others
-#     s(t) = s (1 - (1 - t)^3)
+#     s(t) = S (1 - (1 - t)^3)        S the final sparsity; the schedule of Zhu and Gupta (2017)
 #
 # The same sparsity for each matrix. What was pruned stays pruned.
 # DEPARTURE: the authors' code divides by zero below 51 steps. Here any number of steps will do, and
@@ -141,9 +141,9 @@ def num_kept(n, sparsity):
 def magnitude_mask(weight, mask, sparsity, block=1):
     """Return the mask of the largest weights: exactly floor((1 - sparsity) n) of n stay.
 
-    weight (rows, columns); mask: the one before, bool of the same shape; what it has closed counts
-    as smaller than everything else, and comes back only where everything else stays. With block >
-    1, blocks of block x block weights stay or go as a whole, ranked by the sum of their magnitudes.
+    weight (rows, columns); mask: the one before, bool of the same shape. What it has closed comes
+    back only where everything else stays. With block > 1, blocks of block x block weights stay or
+    go as a whole, ranked by the sum of their magnitudes; a block counts as closed if all of it is.
     Returns bool (rows, columns).
 
     Example:
@@ -174,7 +174,8 @@ def cubic_sparsity(t, sparsity):
 
 def pruning_schedule(num_steps, cfg, sparsity):
     """Return {step: s}: cfg.prune_events steps, the last at cfg.prune_until of all."""
-    last = max(1, math.floor(cfg.prune_until * num_steps))
+    # 1e-6 as in num_kept: 0.29 * 100 is 28.999999999999996
+    last = max(1, math.floor(cfg.prune_until * num_steps + 1e-6))
     return {math.ceil(last * i / cfg.prune_events): cubic_sparsity(i / cfg.prune_events, sparsity)
             for i in range(1, cfg.prune_events + 1)}
 
@@ -210,9 +211,12 @@ def prune(bert, masks, sparsity, block):
 #     L_pred   = soft cross-entropy of the logits at temperature 1
 #
 # Student and teacher have the same width: nothing is projected.
-# DEPARTURE: KL for soft cross-entropy: the same gradient, and 0 where the two agree. Padding counts
-# in no loss. The teacher is in eval mode; the authors' code leaves its dropout on. They pass the
-# pooled output through an extra ReLU; BERT has none.
+# DEPARTURE: KL for soft cross-entropy: the same gradient, and 0 where the two agree. The authors'
+# code takes a mean over the classes as well, so that its L_pred weighs half as much for two
+# classes. Padding counts in no loss. The teacher is in eval mode; the authors' code leaves its
+# dropout on. They pass the pooled output through an extra ReLU; BERT has none.
+#
+# For a regression (STS-B) L_pred is the MSE to the labels, as in the authors' code.
 
 
 def hidden_loss(H_s, H_t, attention_mask):
@@ -279,8 +283,8 @@ def small_dense_sizes(config, sparsity):
     """Return (kept layers, heads, FFN units) of a BERT with as many weights as a sparse one keeps.
 
     A third of the layers (as 4-layer BERTs distilled from 12), or as many as needed, evenly spaced.
-    In each about a third of the weights is in the MHA, two thirds are in the FFN, as in BERT.
-    Raises UserError if there are too few weights for one head and one unit.
+    The weights of each are shared between MHA and FFN as in the config. Raises UserError if there
+    are too few for one head and one unit in each of these layers.
     """
     L, h, f = len(config.heads_per_layer), config.heads_per_layer[0], config.ffn_per_layer[0]
     head_size = 4 * config.hidden_size * config.attention_head_size
@@ -288,11 +292,12 @@ def small_dense_sizes(config, sparsity):
     layer_size = h * head_size + f * unit_size
     kept = num_kept(L * layer_size, sparsity)
     n = max(math.ceil(L / 3), math.ceil(kept / layer_size))
-    h = min(max(1, round(kept / n / 3 / head_size)), h)
+    h = min(max(1, round(kept / n * h / layer_size)), h)
     f = min(math.floor((kept / n - h * head_size) / unit_size), f)
     if f < 1:
-        raise UserError(f"--strategy small_dense must keep one head and one unit a layer, but "
-                        f"--sparsity {sparsity:g} leaves {kept:,} weights. Try a lower --sparsity")
+        raise UserError(f"--strategy small_dense must keep one head and one unit in each of {n} "
+                        f"layers, but --sparsity {sparsity:g} leaves {kept:,} weights. Try a lower "
+                        "--sparsity")
     return [math.ceil(L * i / n) - 1 for i in range(1, n + 1)], h, f
 
 
@@ -332,7 +337,8 @@ def augment(dataset, bert, head, mask_id, special, copies, share=0.15, candidate
     ids that are never replaced. Labels stay.
 
     DEPARTURE: a share of the tokens is masked at once and each is filled with one of the most
-    probable candidates, drawn by its probability. TinyBERT masks one word at a time, and more.
+    probable candidates, drawn by its probability. TinyBERT masks one word at a time; for words in
+    pieces it takes neighbours from GloVe.
     """
     device, parts = bert.classifier.weight.device, [dataset]
     special = torch.tensor(sorted(special), device=device)
@@ -384,10 +390,12 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
     """
     device = bert.classifier.weight.device
     num_steps = cfg.num_steps("prune", len(data.train)) + extra_steps
-    schedule, s = pruning_schedule(num_steps, cfg, sparsity), 0.0
+    schedule = pruning_schedule(num_steps, cfg, sparsity)
+    s = 0.0
     if strategy in ("prune_first", "small_dense"):          # pruned before the first step
-        schedule, s = {}, sparsity if masks else 0.0
-    # without a teacher the first two losses are 0
+        schedule = {}
+        s = sparsity if masks else 0.0
+    # without a teacher L_pred is the loss on the labels, whose weight is 1; the others are 0
     pred_weight = cfg.pred_weight if teacher and cfg.pred_weight else 1.0
     weights = torch.tensor([cfg.hidden_weight, cfg.attention_weight, pred_weight], device=device)
     torch.manual_seed(cfg.seed)
@@ -442,12 +450,14 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
 # counts stand side by side.
 
 
-def count_weights(bert, length=128):
+def count_weights(bert):
     """Return three counts: {what: (dense, now)}.
 
     "matrices": the weights that are pruned; "model": all parameters, embeddings included;
-    "multiply-adds": of one token in a sequence of `length`, attention between tokens included.
+    "multiply-adds": of one token in a sequence of 128 (or as long as the model reads), attention
+    between tokens included.
     """
+    length = min(128, bert.config.max_position_embeddings)
     dense = count_encoder_weights(bert)
     kept = sum(int(w.count_nonzero()) for w in prunable_weights(bert).values())
     total = sum(p.numel() for p in bert.parameters())
@@ -469,9 +479,9 @@ def check_block(config, sparsity, block):
         if rows % block or columns % block:
             raise UserError(f"--block must divide a matrix of {rows} x {columns}, got {block}")
         if num_kept(rows * columns // block**2, sparsity) < 1:
-            raise UserError(f"--block must leave something of a matrix of {rows} x {columns}, got "
-                            f"{block} with --sparsity {sparsity:g}. Try smaller blocks, or a lower "
-                            "sparsity")
+            name, value = ("block", block) if block > 1 else ("sparsity", sparsity)
+            raise UserError(f"--{name} must leave something of a matrix of {rows} x {columns}, got "
+                            f"{value:g}. Try a lower --sparsity{' or --block' * (block > 1)}")
 
 
 def check_zeros(bert, masks, sparsity, block):
@@ -538,7 +548,10 @@ class Comparison:
 
 
 def print_comparison(folder, result):
+    """Print what came of a run. folder: of the run, not needed; result: its result.json."""
     print("\n" + comparison_table(result["rows"], STRATEGY_LABELS))
+    if "counts" in result:
+        print_compression(result["sparse"], result)
 
 
 def run(cfg):
@@ -572,8 +585,6 @@ def run(cfg):
     for sparsity in cfg.sparsities():
         for strategy in cfg.strategy.split(","):
             rows.append(comparison.run_strategy(strategy, sparsity))
-    print_comparison(folder, {"rows": rows})
-
     result = {"rows": rows, "settings": key, "device": device_name(device)}
     sparse = [row for row in rows[2:] if row["strategy"] != "small_dense"]
     if sparse:
@@ -581,8 +592,8 @@ def run(cfg):
         bert = cofi.load_finetuned(folder / name).eval()
         result |= {"sparse": name, "counts": count_weights(bert), "speedup": speedup_csr(bert),
                    "bytes": save_sparse(folder / name / "sparse.bin", bert)}
-        print_compression(name, result, device)
     write_json(folder / "result.json", result)
+    print_comparison(folder, result)
     journal.finish()
 
 

@@ -131,6 +131,10 @@ class RunConfig:
         before, last = [0.0, *self.sparsities()][-2:]
         return before, last
 
+    def num_runs(self):
+        """Return how often the stages after that of the teacher are run."""
+        return len(self.sparsities())
+
     def num_steps(self, stage, num_examples):
         """Return the number of optimizer steps of a stage: teacher, prune or finetune."""
         epochs = getattr(self, f"{stage}_epochs")

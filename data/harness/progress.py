@@ -122,7 +122,7 @@ class Progress:
         text = f"about {duration(left)} left"
         later = self.later_stages(cfg)
         if later:
-            runs = len(cfg.sparsities()) if self.stage == "teacher" else 1
+            runs = cfg.num_runs() if self.stage == "teacher" else 1
             left += runs * per_step * sum(cfg.num_steps(stage, num_examples) for stage in later)
             text += f", {duration(left)} with {' and '.join(later)}"
         if left > LONG_RUN_ON_CPU and self.device.type == "cpu":

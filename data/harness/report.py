@@ -194,8 +194,11 @@ def comparison_table(rows, labels):
     return "\n".join(lines)
 
 
-def print_compression(name, compression, device):
-    """Print what the zeros of a model are worth, each beside its dense counterpart."""
+def print_compression(name, compression):
+    """Print what the zeros of a model are worth, each beside its dense counterpart.
+
+    compression: result.json of the run.
+    """
     print(f"\nWhat the zeros of {name} are worth")
     for what, (dense, now) in compression["counts"].items():
         print(f"  {what:22}{dense:>14,} -> {now:<14,}{dense / now:5.1f}x")
@@ -205,5 +208,5 @@ def print_compression(name, compression, device):
     times = "   ".join(f"{ratio:.1f}x at {size}" for size, ratio in compression["speedup"].items())
     print(f"  speed-up on the CPU, CSR matrices: {times}   (rows x length, fp32, "
           f"{torch.get_num_threads()} threads)")
-    if device.type == "cuda":
+    if not compression["device"].startswith("cpu"):
         print("  On a GPU single zeros give no speed-up: they are multiplied like other numbers")

@@ -335,6 +335,8 @@ SPARSE_BAD = {
                          "small_dense, separated by commas, got distill"),
     "blocks that do not fit": (["--block", "24"], "--block must divide a matrix of"),
     "blocks that are too large": (["--block", "32"], "--block must leave something of a matrix of"),
+    "sparsities that fall": (["--sparsity", "0.9,0.5"], "--sparsity must rise from one to the "
+                             "next, got 0.9,0.5. Try 0.5,0.9"),
     "too small to be dense": (["--strategy", "small_dense", "--sparsity", "0.999"],
                               "--strategy small_dense must keep one head and one unit"),
     "unknown flag": (["--masks", "head"], "unrecognized arguments: --masks"),

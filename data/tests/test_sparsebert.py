@@ -126,13 +126,24 @@ def test_sparsebert_on_the_toy(tmp_path, capsys, monkeypatch):
     assert f"{rows['distil', 0.9]['scores']['unseen']:.4f}" in capsys.readouterr().out
     assert cofi.main(["--evaluate", str(run / "small_dense-0.9")]) == 0
 
+    # the same run, written in another way: its whole report, and nothing is trained
+    report = printed[printed.index("sparsity  "):].strip()
+    more[more.index("0.9")] = ".90"
+    capsys.readouterr()
+    assert sparsebert.main(["--out", str(tmp_path), *more]) == 0
+    again = capsys.readouterr().out
+    assert "finished earlier" in again and again.strip().endswith(report)
+    assert "What the zeros of distil-0.9 are worth" in report
 
+
+@pytest.mark.parametrize("f", [1536, 384])
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.6, 0.8, 0.95])
-def test_small_dense_has_the_weights_a_sparse_one_keeps(sparsity):
+def test_small_dense_has_the_weights_a_sparse_one_keeps(sparsity, f):
     """A third of the layers, or as many as needed; within one FFN unit a layer of the target."""
-    bert = make_bert(MINILM)
+    bert = make_bert(replace(MINILM, ffn_per_layer=[f] * 6))
     small, heads = sparsebert.small_dense(bert, sparsity)
-    kept, size = sparsebert.num_kept(10_616_832, sparsity), cofi.count_encoder_weights(small)
+    kept = sparsebert.num_kept(cofi.count_encoder_weights(bert), sparsity)
+    size = cofi.count_encoder_weights(small)
     assert kept - len(heads) * 2 * 384 < size <= kept
     assert max(heads) == 5 and (len(heads) == 2 or sparsity < 0.66)
     for i, indices in heads.items():        # its heads are those of the large network
@@ -151,8 +162,9 @@ def test_counts_of_bert_base():
     assert cofi.Masks(BERT_BASE).sparsity() < 0.04         # the masks start nearly open
     bert = make_bert()
     sparsebert.prune(bert, sparsebert.init_masks(bert), 0.75, 1)
-    counts = sparsebert.count_weights(bert, length=8)
-    dense, attention = 3 * (4 * 16 * 16 + 2 * 16 * 24), 3 * 2 * 8 * 16
+    counts = sparsebert.count_weights(bert)
+    length = min(128, bert.config.max_position_embeddings)
+    dense, attention = 3 * (4 * 16 * 16 + 2 * 16 * 24), 3 * 2 * length * 16
     assert counts["matrices"] == (dense, dense // 4)
     assert counts["multiply-adds"] == (dense + attention, dense // 4 + attention)
     parameters = sum(p.numel() for p in bert.parameters())
