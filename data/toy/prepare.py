@@ -310,7 +310,7 @@ def make_tokenizer():
 
 
 def corrupt(input_ids, attention_mask, vocab_size):
-    """BERT's masking: 20 % of the words are to be predicted.
+    """Masking as BERT's: 20 % of the words are to be predicted (BERT: 15 %).
 
     Of those 60 % become [MASK], 25 % another word, 15 % stay (BERT: 80, 10, 10). More other words
     mean more practice in noticing that a word does not fit. Returns (input_ids, chosen): (B, T).
