@@ -669,7 +669,8 @@ def layer_loss(student, teacher, attention_mask, W_layer, alive, matching):
 
     def mse(H):
         """Return the distance to each H_t, (n). H (B, T, d) for all, or (n, B, T, d)."""
-        return ((W_layer(H) - H_t).square().sum(-1) * weight).sum((-1, -2))
+        error = F.mse_loss(W_layer(H).float().expand_as(H_t), H_t, reduction="none").sum(-1)
+        return (error * weight).sum((-1, -2))                       # (n)
 
     if matching == "fixed":
         m = torch.tensor(layers, device=H_s.device).clamp(max=len(student) - 1)     # (n)
@@ -1095,8 +1096,7 @@ def run(cfg):
     # The teacher is fine-tuned on the labels, or found where an earlier run has left it.
     scores, seconds = {}, {}
     teacher, scores["teacher"], seconds["teacher"] = get_teacher(
-        cfg, config, data, tokenizer, device,
-        load_finetuned, load_pretrained, train)
+        cfg, config, data, tokenizer, device, load_finetuned, load_pretrained, train)
     distilled = distilled_layers(len(teacher.config.heads_per_layer))
     teacher_outputs = cache_teacher(teacher, data.train, distilled, cfg)
 
