@@ -107,7 +107,7 @@ class RunConfig:
     overwrite: bool = flag(False, "Start over and replace an earlier run. A teacher that was "
                            "trained with the same settings is kept")
 
-    # by size of the task; all of these are ours
+    # by size of the task; SQuAD's batch and length are the paper's, the others are ours
     TASK_DEFAULTS = {
         "small": {"teacher_epochs": 5},
         "large": {"teacher_epochs": 3},

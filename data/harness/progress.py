@@ -22,7 +22,7 @@ class Progress:
     """The bookkeeping of a training loop. On creation the stage resumes from its checkpoint.
 
         progress = Progress(journal, "prune", num_steps, state, device)
-        for step, batch in progress.steps(dataset, cfg):
+        for step, (indices, batch) in progress.steps(dataset, cfg):
             ...                                       # forward, loss, backward
             progress.check_finite(loss, grad_norm)    # before the optimizer touches the weights
             ...                                       # optimizer step
@@ -52,7 +52,7 @@ class Progress:
         self.step = self.start_step
 
     def steps(self, dataset, cfg):
-        """Yield (step, batch) of training_batches, counted from 1.
+        """Yield (step, (indices, batch)) of training_batches, counted from 1.
 
         After each step a checkpoint is written if it is due.
         """
@@ -134,10 +134,11 @@ class Progress:
         return time.perf_counter() - self.start_time
 
     def check_finite(self, loss, grad_norm):
-        """Raise UserError if the loss or its gradient is not finite.
+        """Raise UserError if the loss or the gradient of the weights is not finite.
 
         A GPU is asked only every 50 steps, before a line of the log and before a checkpoint: a
-        checkpoint never holds spoilt weights.
+        checkpoint never holds spoilt weights. Therefore it is decided here, too, whether this step
+        is saved.
         """
         self.should_save = self.should_save or self.journal.should_save()
         is_due = self.should_log or self.should_save or self.step % FINITE_CHECK_STEPS == 0
