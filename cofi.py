@@ -668,7 +668,7 @@ def layer_loss(student, teacher, attention_mask, W_layer, alive, matching):
     weight = attention_mask / (attention_mask.sum() * H_t.shape[-1])    # (B, T)
 
     def mse(H):
-        """Return the distance to each H_t, (n). H (B, T, d) for all, or (n, B, T, d)."""
+        # of one H (B, T, d) to each H_t, or of n states (n, B, T, d) to one H_t each
         error = F.mse_loss(W_layer(H).float().expand_as(H_t), H_t, reduction="none").sum(-1)
         return (error * weight).sum((-1, -2))                       # (n)
 

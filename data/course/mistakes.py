@@ -125,7 +125,8 @@ MISTAKES = [
             "a sum over i"),
     Mistake(4, "layer_loss", "torch.tensor(layers, device=H_s.device)",
             "torch.arange(len(layers), device=H_s.device)", "fixed: m is distilled_layers(L)"),
-    Mistake(4, "layer_loss", "W_layer(H) - H_t", "H - W_layer(H_t)", "W_layer multiplies"),
+    Mistake(4, "layer_loss", "W_layer(H).float().expand_as(H_t), H_t",
+            "H.expand_as(H_t), W_layer(H_t)", "W_layer multiplies"),
     Mistake(4, "layer_loss", " * (m >= 0)", "", "without a candidate"),
     # ---- 5. pruning
     Mistake(5, "deterministic_masks", "chance >= 0.5", "chance > 0.5", "a layer: P >= .5"),
