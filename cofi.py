@@ -157,7 +157,8 @@ class Settings(RunConfig):
 #     X        = X where MHA or FFN is dead: then its LayerNorm is skipped, too
 #     Att_i(X) = softmax(X W_Q[i] (X W_K[i])^T / sqrt(k)) X W_V[i] W_O[i]
 #
-# Biases are left out here. The masks multiply them as well, because they come after them.
+# Biases are not written here. A mask comes after the bias, so it multiplies the bias as well.
+#
 # z_mha and z_ffn are one number for each layer, z_head one for each head, z_int one for each FFN
 # unit. A mask of 0 makes the weights behind it useless: section 5 removes them.
 # z_hidn is one vector for the whole network, because the residual stream is one stream. It
@@ -175,7 +176,7 @@ class Settings(RunConfig):
 # DEPARTURE: a sub-layer is also dead if all of its heads or FFN units are closed. In the paper only
 # z_mha or z_ffn decides. Here "no weights left" always means "does nothing".
 # DEPARTURE: the authors' code multiplies the embeddings by z_hidn before LayerNorm as well. For a
-# closed dimension this changes nothing. A half-open one it scales before the mean is taken.
+# closed dimension this changes nothing. A half-open one is scaled before the mean is taken.
 
 
 @dataclass
@@ -668,7 +669,7 @@ def layer_loss(student, teacher, attention_mask, W_layer, alive, matching):
     weight = attention_mask / (attention_mask.sum() * H_t.shape[-1])    # (B, T)
 
     def mse(H):
-        # of one H (B, T, d) to each H_t, or of n states (n, B, T, d) to one H_t each
+        # the error of one H (B, T, d) to each H_t, or of n states (n, B, T, d) to one H_t each
         error = F.mse_loss(W_layer(H).float().expand_as(H_t), H_t, reduction="none").sum(-1)
         return (error * weight).sum((-1, -2))                       # (n)
 
@@ -736,7 +737,7 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer):
 
 FINEST_FIRST = ("z_int", "z_hidn", "z_head", "z_mha", "z_ffn")
 LAYER_OF = {"z_head": "z_mha", "z_int": "z_ffn"}    # {units: mask of the sub-layer they are in}
-FAR = 1000.0                                        # far beyond any log_alpha
+FAR = 1000.0                                        # beyond any log_alpha; a baseline's go to 850
 
 
 def bisect(fits):
@@ -927,11 +928,11 @@ def prune_model(bert, z):
 
     z: the five masks, as from final_masks.
     """
-    # a copy, because word table and classifier are bert's
-    small = copy.deepcopy(leave_out(bert, z)).requires_grad_()
+    small = leave_out(bert, z)
     table = bert.embeddings.word.weight[:, z["z_hidn"] > 0]
-    small.embeddings.word = nn.Embedding.from_pretrained(table, freeze=False)
-    return small
+    small.embeddings.word = nn.Embedding.from_pretrained(table)
+    # a copy, because the classifier is bert's
+    return copy.deepcopy(small).requires_grad_()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1029,8 +1030,8 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
         z = masks.sample() if t else {}
         student, project = partial(bert, **z), W_layer
         if z and device.type == "cpu":
-            # The same outputs and gradients at the cost of what is open, but for dropout's numbers.
-            # On a GPU the masks multiply, or the CPU would wait for it to know what is open.
+            # Outputs and gradients are the same (only dropout draws other numbers), at the cost of
+            # what is open. On a GPU the masks multiply: the CPU would have to wait for the GPU.
             student = leave_out(bert, z)
             project = partial(F.linear, weight=W_layer.weight[:, z["z_hidn"] > 0])
         with autocast(device, cfg.bf16):
