@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 import torch
 
 from data.errors import UserError
-from data.tasks import TASKS, TOY, task_size
+from data.tasks import SMALL_TASK_MAX_ROWS, TASKS, TOY, task_size
 
 # ranges of settings, both ends included
 LEARNING_RATE = (1e-9, 1)
@@ -78,7 +78,7 @@ def split_numbers(name, value):
 
 @dataclass
 class RunConfig:
-    """Settings that every run has. A default of None depends on the task: see TASK_DEFAULTS."""
+    """Settings that every run has. Defaults that depend on the task are in TASK_DEFAULTS."""
     task: str = flag("toy", "Toy, a task of GLUE, SQuAD, or custom with --data",
                      choices=tuple(TASKS))
     data: str = flag("", "Folder with your own train and validation files (.tsv, .csv or .jsonl): "
@@ -138,7 +138,8 @@ class RunConfig:
     def num_steps(self, stage, num_examples):
         """Return the number of optimizer steps of a stage: teacher, prune or finetune."""
         epochs = getattr(self, f"{stage}_epochs")
-        steps = math.ceil(epochs * math.ceil(num_examples / self.batch_size))
+        # 1.1 epochs of 180 batches are 198 steps, though 1.1 * 180 is a little more in floating point
+        steps = math.ceil(epochs * math.ceil(num_examples / self.batch_size) - 1e-6)
         return min(steps, self.max_steps or steps)
 
     def check(self):
@@ -162,20 +163,35 @@ def number_or_text(text):
         return text
 
 
+def default_text(kind, name):
+    """Return the default of a setting as text, and in brackets what it is on other tasks: for
+    prune_epochs of cofi.py "20 (small 100, toy 7)".
+    """
+    # of one task for each set of defaults; of custom nothing is known without its data
+    settings = {task.size: kind.for_task(key) for key, task in TASKS.items() if key != "custom"}
+    values = {size: kind.task if name == "task" else getattr(cfg, name)
+              for size, cfg in settings.items()}
+    texts = {size: f"{value:g}" if isinstance(value, float) else str(value)
+             for size, value in values.items()}
+    default = texts["large"]
+    others = [f"{size} {text}" for size, text in sorted(texts.items()) if text != default]
+    return f"{default} ({', '.join(others)})" if others else default
+
+
 def make_parser(kind, doc, commands={}):
     """Build the command line of a class of settings.
 
     doc: the docstring of the file, whose first paragraph is shown; commands: {flag: (metavar,
     help)}, of which at most one may be given.
     """
-    toy = asdict(kind.for_task("toy"))
-    of_toy = ", ".join(f"{f.name} {toy[f.name]}" for f in fields(kind) if toy[f.name] != f.default)
+    small = ", ".join(name for name, task in TASKS.items() if task.size == "small")
     parser = Parser(description=(doc or "").split("\n\n")[0], allow_abbrev=False,
-                    epilog=f"The toy has other defaults: {of_toy}.")
+                    epilog=f"Defaults in brackets hold for small sets ({small} up to "
+                           f"{SMALL_TASK_MAX_ROWS:,} rows), for squad and for the toy.")
     for f in fields(kind):
         notes = [" ".join(f.metadata["choices"])] if "choices" in f.metadata else []
-        if f.default not in (None, ""):
-            notes.append(f"default {f.default}")
+        if default_text(kind, f.name):
+            notes.append(f"default {default_text(kind, f.name)}")
         help = f.metadata["help"].replace("%", "%%")
         if notes:
             help += f" [{'; '.join(notes)}]"

@@ -31,8 +31,8 @@ COMMANDS = {      # what to do instead of a run: {flag: (metavar, help)}
                 "Put a space before a text that begins with -"),
     "submit": ("MODEL", "Write predictions for the test set as GLUE's server takes them"),
     "export": ("FOLDER", "Write model.pt2, a program that needs PyTorch alone"),
-    "compare": ("FOLDER", "Compare the finished runs of a folder, such as out: a table, and a "
-                "chart of score over speed-up")}
+    "compare": ("FOLDER", "Compare the finished runs of a folder, such as out, or the lines of a .jsonl "
+                "file: a table, and a chart of score over speed-up")}
 
 
 def run_cli(name, doc, kind, run, arguments, load=None):
@@ -59,10 +59,11 @@ def run_command(name, value, load, given, kind):
     """Run one of COMMANDS. value: its words; given: the other flags, {name: value}; kind: the class
     of settings.
     """
-    allowed = {"threads", "device"}
-    if name in ("evaluate", "submit"):
-        allowed |= {"task", "data", "max_length"}
-    for flag in given.keys() - allowed:
+    allowed = {
+        "evaluate": {"task", "data", "max_length", "threads", "device"},
+        "submit": {"task", "data", "max_length", "threads", "device"},
+        "predict": {"threads"}, "export": {"threads"}, "compare": set()}
+    for flag in given.keys() - allowed[name]:
         raise UserError(f"--{flag} has no effect together with --{name}. Try without it")
     set_threads(given.get("threads", 0))
     device = pick_device(given.get("device", "auto"))

@@ -114,7 +114,7 @@ BAD_ARGUMENTS = {
     "masks that cannot reach it": (["--masks", "head", "--sparsity", "0.9"], None,
                                    "--sparsity must be at most"),
     "masks that would leave nothing": (["--masks", "mha,ffn", "--sparsity", "0.95"], None,
-                                       "--sparsity must be at most"),
+                                       "--sparsity must be at most 0.857 with --masks mha,ffn"),
     "shares over 1": (["--mask_start", "0.6", "--sparsity_warmup", "0.6"], None,
                       "--mask_start plus --sparsity_warmup must be at most 1"),
     "unknown matching": (["--matching", "loose"], None,
@@ -241,6 +241,8 @@ BAD_ARGUMENTS = {
     "a setting that is empty": (["--data", ""], None, "--data must not be empty"),
     "a flag without effect": (["--predict", "m", "a", "--sparsity", "0.5"], None,
                               "--sparsity has no effect together with --predict"),
+    "a device without effect": (["--predict", "m", "a", "--device", "cpu"], None,
+                                "--device has no effect together with --predict"),
     "a mask twice": (["--masks", "head,head"], None, "--masks must be some of"),
     "submit nothing": (["--submit", "nothing"], None, "nothing: neither a folder"),
     "a path for a name": (["--model", "../../etc/passwd"], None, "neither a folder"),
@@ -313,8 +315,10 @@ def test_help_names_every_flag(module):
     names = [f.name for f in fields(module.Settings)]
     if module is cofi:
         names += COMMANDS
-    text = done.stdout.replace("\n", " ")
+    text = " ".join(done.stdout.split())
     assert not [name for name in names if f"--{name} " not in text]
+    of_small_sets = {cofi: "20 (small 100, toy 7)", sparsebert: "5 (small 12, toy 4)"}
+    assert f"default {of_small_sets[module]}]" in text      # of --prune_epochs
     assert Path(module.__file__).name in text
 
 

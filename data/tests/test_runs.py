@@ -91,6 +91,13 @@ def test_training_meets_the_target(offline, folder, tmp_path):
     assert last["s"] == pytest.approx(0.5, abs=0.02)
 
 
+def test_steps_of_a_fraction_of_an_epoch():
+    """In floating point 1.1 * 180 is more than 198, and .7 * 10 is less than 7."""
+    for epochs, num_examples, steps in ((1.1, 180, 198), (0.7, 10, 7), (0.5, 5, 3), (0.001, 1, 1)):
+        cfg = cofi.Settings(prune_epochs=epochs, batch_size=1)
+        assert cfg.num_steps("prune", num_examples) == steps
+
+
 def test_given_teacher_of_another_task_is_refused(offline, folder, tmp_path, capsys):
     config = replace(TINY, id2label=["up", "down"])
     weights = make_bert(config).state_dict()
