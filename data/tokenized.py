@@ -34,7 +34,7 @@ class TokenizedDataset:
                        first_segment_length=self.first_segment_length[:n],
                        labels=self.labels[:n], subset=self.subset[:n])
 
-    def batch(self, indices, pad_id=0):
+    def batch(self, indices):
         """Return tensors of the given examples, padded to the longest of them.
 
         {"input_ids": (B, T) int64, "token_type_ids": (B, T) int64, "attention_mask": (B, T) bool,
@@ -43,7 +43,8 @@ class TokenizedDataset:
         lengths = self.offsets[indices + 1] - self.offsets[indices]
         column = np.arange(lengths.max())                           # (T)
         is_token = column < lengths[:, None]                        # (B, T)
-        input_ids = np.full(is_token.shape, pad_id, dtype=np.int64)
+        # padding is 0: attention_mask hides it, whatever the vocabulary has there
+        input_ids = np.zeros(is_token.shape, dtype=np.int64)
         examples = [self.input_ids[self.offsets[i]:self.offsets[i + 1]] for i in indices]
         input_ids[is_token] = np.concatenate(examples)
         in_second = column >= self.first_segment_length[indices][:, None]
@@ -80,7 +81,7 @@ def concatenate(parts):
     return TokenizedDataset(offsets=np.concatenate([[0], *offsets]), **joined)
 
 
-def batches(dataset, batch_size, seed=None, pad_id=0):
+def batches(dataset, batch_size, seed=None):
     """Yield (indices, tensors of TokenizedDataset.batch), every example once.
 
     Examples of a batch have about equal length, so that there is little padding. seed None:
@@ -98,7 +99,7 @@ def batches(dataset, batch_size, seed=None, pad_id=0):
         groups = np.split(order, cuts)
         rng.shuffle(groups)
     for indices in groups:
-        yield indices, dataset.batch(indices, pad_id)
+        yield indices, dataset.batch(indices)
 
 
 # ---- Tokenizing ----------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Knowledge:
         if data.task.size == "toy":
             lines = (TOY / "heldout.tsv").read_text("utf-8").splitlines()
             texts = list(zip(*(line.split("\t") for line in lines)))
-            self.text = tokenize_texts(texts, np.zeros(len(lines)), tokenizer, data.max_length)
+            self.text = tokenize_texts(texts, np.zeros(len(lines), np.int64), tokenizer, data.max_length)
 
     @torch.no_grad()
     def __call__(self, bert):
@@ -60,8 +60,10 @@ class Knowledge:
         for _, batch in batches(self.text, 64):
             inputs, _ = to_device(self.device, batch)
             input_ids = inputs["input_ids"]                                         # (B, T)
-            noise = torch.from_numpy(rng.random(tuple(input_ids.shape))).to(self.device)
-            chosen = ~torch.isin(input_ids, special) & (noise < SHARE)              # (B, T)
+            noise = rng.random(input_ids.shape)
+            noise = torch.from_numpy(noise.astype(np.float32)).to(self.device)      # (B, T)
+            free = inputs["attention_mask"] & ~torch.isin(input_ids, special)       # (B, T)
+            chosen = free & (noise < SHARE)                                         # (B, T)
             masked = input_ids.masked_fill(chosen, self.special[0])
             H = bert(**inputs | {"input_ids": masked}).hidden_states[-1][chosen]    # (words, d)
             predicted = word_logits(self.head, H).argmax(-1)                        # (words)

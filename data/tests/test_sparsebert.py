@@ -11,6 +11,7 @@ import cofi
 import sparsebert
 from data.checkpoint import read_config, read_mlm_head
 from data.harness.journal import Journal
+from data.harness.knowledge import Knowledge
 from data.sparse import load_sparse, save_sparse, to_csr
 from data.tasks import TOY, load_task
 from data.tokenizer import load_tokenizer
@@ -84,6 +85,16 @@ def test_augmentation():
     assert np.array_equal(old[old < 5], new[old < 5]) and not (new[old >= 5] < 5).any()
     last, last_of_dev = more.batch(np.array([3 * n - 1])), dev.batch(np.array([n - 1]))
     assert last["input_ids"].shape == last_of_dev["input_ids"].shape
+
+
+def test_padding_is_no_word():
+    """Also where [PAD] is not token 0, with which rows are padded."""
+    tokenizer, bert = load_toy()
+    knowledge = Knowledge(TOY, load_task("toy", tokenizer, 64), tokenizer, torch.device("cpu"))
+    knowledge.text = knowledge.text.head(100)
+    expected = knowledge(bert)
+    knowledge.special.remove(0)
+    assert knowledge(bert) == expected > 0.5
 
 
 def test_augmentation_finds_words_of_the_same_kind():
