@@ -44,7 +44,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
-# `data` comes first: from here on Ctrl-C ends the program without a traceback
+# `data` comes first: from here on Ctrl-C ends the program without a traceback. It does not import
+# this file; the functions of this file that it needs are passed to it.
 from data.checkpoint import load_encoder, load_weights, read_finetuned
 from data.harness.baselines import STRUCTURES, choose_structure
 from data.harness.cli import EPOCHS, LEARNING_RATE, SHARE, WEIGHT, RunConfig, flag
@@ -425,8 +426,8 @@ def load_pretrained(model, config, seed=0):
 # DEPARTURE: all masks start nearly open. In the authors' code FFN units start at P(z > 0) = .83, so
 # 11 % of the weights count as pruned before training; here 3 %.
 # DEPARTURE: the authors' code clamps log_alpha to [log .01, log 100]. At log .01 a closed mask
-# still counts as open with P = .05: closed units alone use up a budget of 5 %. Here the lower end
-# is -10, and what lies beyond is halved instead of clamped, so that ranks are kept.
+# still counts as open with P = .05: with all heads and units closed a budget of 5 % is used up.
+# Here the lower end is -10. A value beyond an end moves half of the way back, which keeps ranks.
 
 BETA = 2 / 3                                 # temperature
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1        # l, r
@@ -521,15 +522,15 @@ class Masks(nn.Module):
 # --------------------------------------------------------------------------------------------------
 # 3. Size and Lagrangian (§3.1)
 # --------------------------------------------------------------------------------------------------
-# A weight survives if every mask on its way is open. With z replaced by P(z > 0), independent of
-# each other, the expected number of weights is
+# A weight survives if every mask on its way is open. Masks are independent, so the expected number
+# of weights is the following with z replaced by P(z > 0):
 #
 #     size = 4 k sum_l sum_i sum_j z_mha[l] z_head[l,i] z_hidn[j]
 #          + 2   sum_l sum_i sum_j z_ffn[l] z_int[l,i]  z_hidn[j]
 #     s    = 1 - size / M,    M the size with every mask at 1: 84,934,656 for BERT-base
 #     L_c  = lambda1 (s - t) + lambda2 (s - t)^2
 #
-# The paper calls size / M the sparsity; what it means, and its code computes, is 1 - size / M.
+# The paper calls size / M the sparsity, but means (and its code computes) 1 - size / M.
 # A head has 4 matrices of k columns (or rows), an FFN unit is a column of W_U and a row of W_D.
 # (In PyTorch the weight of a Linear is the transposed matrix: there it is a row of `up`.)
 # Embeddings, biases and LayerNorms do not count. The sums over j and over (l, i) factorize, so the
@@ -656,11 +657,11 @@ def match_layers(distance, alive, matching):
 def layer_loss(student, teacher, attention_mask, W_layer, alive, matching):
     """Return L_layer, and m (n) with -1 for a teacher layer without a match: its term is 0.
 
-    student, teacher: hidden states of all L layers, each (B, T, d); of the teacher only the
-    distilled_layers(L) are read, they may be bfloat16. attention_mask (B, T) bool; W_layer: Linear
-    from the student's d to the teacher's; alive (L) bool; matching: free, ordered, or fixed, as in
-    earlier work: m is distilled_layers(L) itself, whether these student layers are alive or not
-    (of a student with fewer layers than its teacher the last one, if there is no such layer).
+    student, teacher: the states after each layer, each (B, T, d). Their numbers of layers and d may
+    differ; only the distilled_layers of the teacher are read, they may be bfloat16. attention_mask
+    (B, T) bool; W_layer: Linear from the student's d to the teacher's; alive (L) bool. matching:
+    free, ordered, or fixed as in earlier work: m is distilled_layers itself, alive or not, but at
+    most the student's last layer.
     """
     layers = distilled_layers(len(teacher))
     H_s = torch.stack(student)                                      # (L, B, T, d)
@@ -669,7 +670,7 @@ def layer_loss(student, teacher, attention_mask, W_layer, alive, matching):
     weight = attention_mask / (attention_mask.sum() * H_t.shape[-1])    # (B, T)
 
     def mse(H):
-        # the error of one H (B, T, d) to each H_t, or of n states (n, B, T, d) to one H_t each
+        # H (B, T, d): its error to every H_t. H (n, B, T, d): the error of H[i] to H_t[i]
         error = F.mse_loss(W_layer(H).float().expand_as(H_t), H_t, reduction="none").sum(-1)
         return (error * weight).sum((-1, -2))                       # (n)
 
@@ -717,11 +718,11 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer):
 #
 # DEPARTURE: this rule alone misses the target by up to 1.5 points. Here a number is added to all
 # log_alpha before it is applied: the largest one for which the structure fits the budget of
-# (1 - t) M weights. If the Lagrangian has brought s to t, it is almost 0. One more head or
-# dimension would be too large, so the finest group (the FFN units) gets a number of its own and
-# fills the rest of the budget, and its layers another one if all their units would not fill it. The
+# (1 - t) M weights. If the Lagrangian has brought s to t, it is almost 0. A head or a hidden
+# dimension is too large for what is left of the budget. So the finest group (the FFN units) gets a
+# number of its own and fills it; if all units are too few, the FFN layers get one, too. The
 # sparsity is never below its target, and above it by less than one unit (more only where masks of a
-# group are exactly equal, and in tiny networks whose layers are larger than the budget).
+# group are exactly equal, and in tiny networks, in which a single part exceeds the budget).
 #
 # A pruned matrix is diag(z_rows) W diag(z_columns) without the closed rows and columns. With the
 # masks folded into the weights, the pruned network has the outputs of the masked one, and the same
@@ -731,18 +732,19 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer):
 # DEPARTURE: the authors' code does not fold z_hidn into LayerNorm and into biases, so that masked
 # and pruned network differ.
 #
-# Which side of a weight is pruned by what: query, key, value and up read the residual stream with
-# their columns, out and down write to it with their rows (a Linear computes x W^T: its columns are
-# inputs, its rows outputs). Their other sides are heads or units.
+# A Linear computes x W^T: the columns of its weight are inputs, the rows are outputs. So z_hidn
+# prunes the columns of query, key, value and up, which read the residual stream, and the rows of
+# out and down, which write to it. The masks of heads and units prune the other side of each.
 
+# by the weights behind one mask, of BERT-base: 1,536; 110,592; 196,608; 2.4 and 4.7 million
 FINEST_FIRST = ("z_int", "z_hidn", "z_head", "z_mha", "z_ffn")
 LAYER_OF = {"z_head": "z_mha", "z_int": "z_ffn"}    # {units: mask of the sub-layer they are in}
 FAR = 1000.0                                        # beyond any log_alpha; a baseline's go to 850
 
 
 def bisect(fits):
-    """Return the largest shift that fits, and next to it the smallest one that does not. Both are
-    about FAR if all fit, and about -FAR if none does.
+    """Return the largest shift that fits and the smallest one that does not, which are almost equal.
+    Both are about FAR if all fit, and about -FAR if none does.
 
     Example:
     >>> largest, smallest = bisect(lambda shift: shift <= 0.5)
@@ -761,7 +763,7 @@ def bisect(fits):
 
 
 def descending_rank(score):
-    """Return the rank of each score in its row, 0 for the highest. Of equals the first is first."""
+    """Return the rank of each score in its row, 0 for the highest. Ties keep their order."""
     return score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
 
@@ -812,14 +814,15 @@ def final_masks(masks, t):
         # 1e-12, far less than one weight of a BERT, is for rounding errors
         return masks.sparsity(structure(*shifts)) >= t - 1e-12      # § budget
 
+    # one shift for all groups, then one for the layers of the finest group, then one for that group
     shift, too_large = bisect(lambda x: fits(x, x, x))
     if fits(shift, FAR, FAR) and fits(too_large, too_large, -FAR):
-        # All units together do not fill the budget: the next larger structure, with fewer units.
+        # Even all units do not fill the budget. Take the next larger structure, with fewer units.
         # (In a tiny network it may be too large even without any.)
         shift = too_large
     # layers stay as they are, unless all units of the open ones would not fill the budget
-    _, enough = bisect(lambda x: fits(shift, x, FAR))
-    layer_shift = max(shift, enough)
+    _, needed = bisect(lambda x: fits(shift, x, FAR))
+    layer_shift = max(shift, needed)
     unit_shift, _ = bisect(lambda x: fits(shift, layer_shift, x))
     z = structure(shift, layer_shift, unit_shift)
     for units, layer in LAYER_OF.items():
@@ -833,8 +836,9 @@ def final_masks(masks, t):
 def fold(new, old, rows, columns):
     """Write diag(rows) W diag(columns), without closed rows and columns, into a smaller module.
 
-    old: a Linear; rows, columns: masks of the two dimensions of its weight, 0 or False removes, any
-    other number is folded in; new: a Linear of the size that is left. The bias belongs to the rows.
+    old: a Linear; rows, columns: masks of the two dimensions of its weight. 0 or False removes,
+    other values are multiplied in. new: a Linear of the size that is left. The bias belongs to the
+    rows.
     """
     # remove first: often most of the matrix is closed. Indexing with rows > 0 would be slower.
     open_rows = rows.nonzero()[:, 0]
@@ -892,8 +896,8 @@ def leave_out(bert, z):
         hidden_size=int((z_hidn > 0).sum()),
         heads_per_layer=h.tolist(),
         ffn_per_layer=f.tolist())
-    # On the meta device no weight is allocated, and none is drawn: every one is written below, and
-    # training continues with the same random numbers.
+    # On the meta device no weight is allocated or drawn (training keeps its random numbers). All of
+    # them are written below.
     with torch.device("meta"), SkipInit():
         small = BERT(config)
     # These tensors are not trained. Autograd passes their gradients on to bert and z.
@@ -967,10 +971,10 @@ MAX_MASK_LR_SCALE = 20               # ours
 def target_sparsity(step, num_steps, cfg):
     """Return t at a step, 0 before the masks start.
 
-    Of several sparsities t rises from the last but one to the last, and stays at the last but one
-    until it starts to rise: these masks are there from the first step.
+    Of several sparsities t stays at the last but one until it rises to the last. There the masks
+    are sampled from the first step.
     """
-    before, last = cfg.ramp()
+    before, last = cfg.ramp()                   # of one sparsity: 0 and the target
     start = cfg.mask_start * num_steps
     warmup = cfg.sparsity_warmup * num_steps
     risen = min(max(step - start, 0) / max(warmup, 1), 1)
@@ -986,8 +990,7 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
     # log_alpha is not among the clipped weights: the gradient of L_c must reach it undiminished
     parameters = nn.ModuleList([bert, W_layer]).parameters()
     weights = [p for p in parameters if p.requires_grad]
-    # Gradients start at 0, not None. Adam then also updates weights that a sample leaves out, as
-    # with a mask of 0.
+    # Gradients start at 0, not None. So Adam also updates weights that a sample leaves out.
     for p in weights:
         p.grad = torch.zeros_like(p)
     groups = [{"params": weights}]
@@ -1021,17 +1024,18 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
     bert.embeddings.requires_grad_(stage == "teacher")
     weights, lambdas, optimizer, lambda_optimizer = make_optimizers(
         bert, W_layer, masks, cfg, num_steps, lr)
+    # what a checkpoint holds; the lambda_optimizer, plain SGD, has no state
     state = dict(bert=bert, W_layer=W_layer, masks=masks, lambdas=lambdas, optimizer=optimizer)
     progress = Progress(journal, stage, num_steps, state, device)
     for step, (indices, batch) in progress.steps(data.train, cfg):
         inputs, labels = to_device(device, batch)
-        # forward: one sample of the masks for the whole batch
+        # forward: one sample of the masks for the whole batch; before they start t is 0
         t = target_sparsity(step, num_steps, cfg) if masks else 0.0
         z = masks.sample() if t else {}
         student, project = partial(bert, **z), W_layer
         if z and device.type == "cpu":
-            # Outputs and gradients are the same (only dropout draws other numbers), at the cost of
-            # what is open. On a GPU the masks multiply: the CPU would have to wait for the GPU.
+            # Outputs and gradients are the same (only dropout draws other numbers), and closed
+            # parts cost nothing. On a GPU the masks multiply: the CPU would have to wait for it.
             student = leave_out(bert, z)
             project = partial(F.linear, weight=W_layer.weight[:, z["z_hidn"] > 0])
         with autocast(device, cfg.bf16):
@@ -1104,7 +1108,8 @@ def run(cfg):
     W_layer = nn.Linear(config.hidden_size, teacher.config.hidden_size, bias=False, device=device)
     # student and teacher come from one pre-trained model: their states begin alike
     nn.init.eye_(W_layer.weight)
-    # A further sparsity goes on with the student, masks and W_layer of the pruning stage before.
+    # Of several sparsities, each starts with the student, masks and W_layer that the pruning stage
+    # of the one before has left. cfg: its settings, with the sparsities up to this one.
     for t, cfg, journal in open_journals(folder, key, cfg, cofi_line):
         # Prune: the student learns log_alpha and weights together, then what is closed is removed.
         if cfg.structure == "learned":
@@ -1118,10 +1123,10 @@ def run(cfg):
         scores["pruned"] = evaluate_dev(small, data)
 
         # Fine-tune what is left. W_layer reads the student's states, which have lost dimensions.
-        project = copy.deepcopy(W_layer)
-        project.weight = nn.Parameter(W_layer.weight.detach()[:, z["z_hidn"] > 0])
+        W_small = copy.deepcopy(W_layer)
+        W_small.weight = nn.Parameter(W_layer.weight.detach()[:, z["z_hidn"] > 0])
         last, seconds["finetune"] = train(
-            "finetune", small, data, cfg, journal, teacher_outputs, project)
+            "finetune", small, data, cfg, journal, teacher_outputs, W_small)
         finish_run(
             cfg, journal, tokenizer, student, small, z, distilled, last, scores, seconds,
             count_encoder_weights)

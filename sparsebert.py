@@ -53,7 +53,7 @@ from data.harness.device import autocast, device_name, to_device
 from data.harness.evaluate import evaluate, evaluate_dev
 from data.harness.knowledge import Knowledge, special_ids, word_logits
 from data.harness.progress import Progress
-from data.harness.report import comparison_table, find_run, print_compression
+from data.harness.report import comparison_table, find_run, measured_length, print_compression
 from data.harness.runs import get_teacher, load_data, load_finished, open_journal, save_model, setup
 from data.sparse import save_sparse, speedup_csr
 from data.tasks import Dataset
@@ -141,9 +141,9 @@ def num_kept(n, sparsity):
 def magnitude_mask(weight, mask, sparsity, block=1):
     """Return the mask of the largest weights: exactly floor((1 - sparsity) n) of n stay.
 
-    weight (rows, columns); mask: the one before, bool of the same shape. What it has closed comes
-    back only where everything else stays. With block > 1, blocks of block x block weights stay or
-    go as a whole, ranked by the sum of their magnitudes; a block counts as closed if all of it is.
+    weight (rows, columns); mask: the one before, bool of the same shape. A weight that it has closed
+    comes back only if too few others are open. With block > 1, blocks of block x block weights stay
+    or go as a whole, ranked by the sum of their magnitudes; a block is closed if all of it is.
     Returns bool (rows, columns).
 
     Example:
@@ -238,9 +238,9 @@ def attention_loss(A_s, A_t, attention_mask):
 def distillation_losses(bert, out, teacher, out_t, labels, attention_mask, heads, use_labels=False):
     """Return (L_hidden, L_att, L_pred) as a tensor (3), the first two summed over the layers.
 
-    out, out_t: Output of bert and teacher; heads: {layer: indices of the teacher's heads that its
-    heads correspond to}, for each layer there is. The labels replace the teacher's predictions if
-    use_labels is set, and for a regression.
+    out, out_t: Output of bert and teacher; heads: {layer that is left: indices of the teacher's
+    heads that its heads match}. The labels replace the teacher's predictions if use_labels is set,
+    and for a regression.
     """
     own, other = out.hidden_states, out_t.hidden_states
     hidden = hidden_loss(own[0], other[0], attention_mask)
@@ -395,7 +395,7 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
     if strategy in ("prune_first", "small_dense"):          # pruned before the first step
         schedule = {}
         s = sparsity if masks else 0.0
-    # without a teacher L_pred is the loss on the labels, whose weight is 1; the others are 0
+    # without a teacher L_pred is the loss on the labels, with weight 1; L_hidden and L_att are 0
     pred_weight = cfg.pred_weight if teacher and cfg.pred_weight else 1.0
     weights = torch.tensor([cfg.hidden_weight, cfg.attention_weight, pred_weight], device=device)
     torch.manual_seed(cfg.seed)
@@ -405,6 +405,7 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
     progress = Progress(journal, f"{strategy}-{sparsity}", num_steps,
                         {"bert": bert, "optimizer": optimizer}, device, log_lines=5,
                         masks=masks, s=s)
+    # a checkpoint also holds masks and s; masks is filled in place, because the caller reads it
     state = progress.extra
     masks.update({name: mask.to(device) for name, mask in state["masks"].items()})
     state["masks"] = masks
@@ -457,7 +458,7 @@ def count_weights(bert):
     "multiply-adds": of one token in a sequence of 128 (or as long as the model reads), attention
     between tokens included.
     """
-    length = min(128, bert.config.max_position_embeddings)
+    length = measured_length(bert.config)
     dense = count_encoder_weights(bert)
     kept = sum(int(w.count_nonzero()) for w in prunable_weights(bert).values())
     total = sum(p.numel() for p in bert.parameters())
@@ -535,7 +536,7 @@ class Comparison:
             return {k: x for k, x in finished.items() if k not in ("settings", "sha256")}
         bert, masks, heads = self.start(strategy, sparsity)
         teacher = self.teacher if strategy in ("distil", "small_dense") else None
-        # the others have the steps of their teacher behind them, prune_first has no teacher
+        # prune_first has no teacher: it gets the teacher's steps as well
         teacher_steps = cfg.num_steps("teacher", len(self.data.train))
         extra_steps = teacher_steps if strategy == "prune_first" else 0
         scores, seconds = train(strategy, bert, self.augmented, cfg, self.journal, masks, sparsity,

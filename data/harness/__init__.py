@@ -6,10 +6,13 @@
     journal     the log of a run, and the checkpoints it resumes from
     progress    step counter, timer, running losses, when to log and when to save
     teacher     the teacher, or a cache of its outputs
+    baselines   structures that are chosen without learning (--structure)
     evaluate    training batches, predictions and scores
+    knowledge   what an encoder still knows of its language (sparsebert.py)
     console     the columns of the log
     drawing     what is left of a network, as text
-    charts      the same runs as SVG
+    charts      runs as SVG
     report      speed-up, result.json and the printed report
+    compare     the table and the chart of --compare
     commands    --evaluate, --predict, --submit and --export
 """

@@ -14,8 +14,8 @@ COFI_HEADER = f"""\
 L_pred   mean since the line above         s        expected sparsity      score  on the dev set
          (loss on the labels without a     t        target sparsity        s/step seconds
          teacher or with pred_weight 0)    lambda1  linear multiplier      left   in this stage
-L_layer  mean since the line above         lambda2  quadratic multiplier   m      student layer of
-                                                                                  a distilled one
+L_layer  mean since the line above         lambda2  quadratic multiplier   m      matched student
+                                                                                  layers
 
 {COFI_COLUMNS}"""
 

@@ -16,6 +16,12 @@ from data.harness.drawing import draw_structure, for_encoding
 from data.harness.runs import folders_inside, load_finished, resume_key, run_dir, save_model
 
 
+def measured_length(config, length=128):
+    """Return how many tokens a row has where speed is measured: at most as many as the model reads.
+    """
+    return min(length, config.max_position_embeddings)
+
+
 @torch.no_grad()
 def measure_speedup(dense, small, batch_sizes=(1, 32, 128), length=128, seconds=5.0):
     """Measure how many times faster the small network is: {batch size: ratio of median times}.
@@ -24,7 +30,7 @@ def measure_speedup(dense, small, batch_sizes=(1, 32, 128), length=128, seconds=
     other load on the machine meets both: at least three turns, more until `seconds` have passed.
     """
     device = dense.classifier.weight.device
-    length = min(length, dense.config.max_position_embeddings)
+    length = measured_length(dense.config, length)
     models = [dense.eval(), small.eval()]
     ratios = {}
     for batch_size in batch_sizes:
@@ -87,8 +93,7 @@ def finish_run(cfg, journal, tokenizer, student, small, z, distilled, last, scor
     if finished:
         print_report(folder, finished)
         return
-    length = min(128, student.config.max_position_embeddings)
-    speedup = measure_speedup(student, small)
+    length, speedup = measured_length(student.config), measure_speedup(student, small)
     scores = scores | {"finetuned": last["scores"]}
     weights = {"encoder": [count_encoder_weights(bert) for bert in (student, small)],
                "total": [sum(p.numel() for p in bert.parameters()) for bert in (student, small)]}

@@ -1,5 +1,6 @@
 """One run: its device and tokenizer, its folder, its teacher, and which settings runs share."""
 import hashlib
+import math
 import re
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -75,7 +76,8 @@ def check_reachable(masks, cfg):
     highest = max_sparsity(masks)
     target = cfg.sparsities()[-1]
     if target > highest:
-        raise UserError(f"--sparsity must be at most {highest:.3f} with --masks {cfg.masks}, got "
+        highest = math.floor(highest * 1000) / 1000
+        raise UserError(f"--sparsity must be at most {highest:g} with --masks {cfg.masks}, got "
                         f"{target:g}. Try a lower sparsity, or more masks")
 
 

@@ -22,7 +22,7 @@ import cofi
 from data.errors import UserError
 from data.harness.device import (autocast, device_name, has_bf16, peak_memory, product_speed,
                                  synchronize, to_device)
-from data.harness.report import measure_speedup
+from data.harness.report import measure_speedup, measured_length
 from data.harness.runs import load_data, setup
 from data.harness.teacher import cache_teacher
 
@@ -401,4 +401,4 @@ def benchmark(model, task, batch_size, threads, turns, device):
     benchmark_memory(cfg, config, device, data, turns)      # first: the peak never falls
     benchmark_step(cfg, config, device, data, turns)
     benchmark_sparsities(cfg, config, device, data, turns)
-    benchmark_pruned(config, device, min(128, config.max_position_embeddings))
+    benchmark_pruned(config, device, measured_length(config))

@@ -104,14 +104,14 @@ def any_of(rng, items):
 QUANTIFIERS = [("some", "some"), ("every", "every"), ("no", "no"), ("every", "some")]
 
 
-def upward(premise, hypothesis):
-    """For two quantifiers, {slot: whether the hypothesis must have the more general word}.
+def upward(quantifier):
+    """For the quantifier of a hypothesis, {slot: whether it must have the more general word}.
 
     This is the whole logic (monotonicity): the premise entails the hypothesis if every slot
     has the same words or has changed in its direction. Every noun phrase denotes something, so
     "every" entails "some".
     """
-    noun, verb = hypothesis == "some", hypothesis != "no"
+    noun, verb = quantifier == "some", quantifier != "no"
     return {"adjective": noun, "noun": noun, "verb": verb, "place": verb}
 
 
@@ -124,7 +124,7 @@ def twins(rng, part):
     wrong way instead: right words, wrong direction. That can be told from the depths alone.
     """
     quantifiers = QUANTIFIERS[rng.choice(4, p=[0.3, 0.3, 0.3, 0.1])]
-    up, replaced, slots = upward(*quantifiers), any_of(rng, ["noun", "verb", "noun verb"]), {}
+    up, replaced, slots = upward(quantifiers[1]), any_of(rng, ["noun", "verb", "noun verb"]), {}
     for slot, tree in TREES.items():                        # slots: {slot: (lower, higher)}
         low = high = any_of(rng, list(tree.chain))
         if slot in replaced:
