@@ -743,8 +743,8 @@ FAR = 1000.0                                        # beyond any log_alpha; a ba
 
 
 def bisect(fits):
-    """Return the largest shift that fits and the smallest one that does not, which are almost equal.
-    Both are about FAR if all fit, and about -FAR if none does.
+    """Return the largest shift that fits and the smallest one that does not, which almost equal
+    each other: about FAR if all fit, and about -FAR if none does.
 
     Example:
     >>> largest, smallest = bisect(lambda shift: shift <= 0.5)
@@ -1024,7 +1024,6 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
     bert.embeddings.requires_grad_(stage == "teacher")
     weights, lambdas, optimizer, lambda_optimizer = make_optimizers(
         bert, W_layer, masks, cfg, num_steps, lr)
-    # what a checkpoint holds; the lambda_optimizer, plain SGD, has no state
     state = dict(bert=bert, W_layer=W_layer, masks=masks, lambdas=lambdas, optimizer=optimizer)
     progress = Progress(journal, stage, num_steps, state, device)
     for step, (indices, batch) in progress.steps(data.train, cfg):

@@ -45,7 +45,8 @@ class Knowledge:
         if data.task.size == "toy":
             lines = (TOY / "heldout.tsv").read_text("utf-8").splitlines()
             texts = list(zip(*(line.split("\t") for line in lines)))
-            self.text = tokenize_texts(texts, np.zeros(len(lines), np.int64), tokenizer, data.max_length)
+            labels = np.zeros(len(lines), np.int64)
+            self.text = tokenize_texts(texts, labels, tokenizer, data.max_length)
 
     @torch.no_grad()
     def __call__(self, bert):
