@@ -3,6 +3,7 @@
 Every value is read as text, whatever the format, so that the same table means the same in all
 three. What is a text column, and whether labels are classes or a regression, is decided here.
 """
+import codecs
 import csv
 import hashlib
 import json
@@ -20,17 +21,24 @@ from data.files import is_folder
 from data.hub import cached
 
 KINDS = ("tsv", "csv", "jsonl")
+SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"),
+          "test": ("test",)}
 NESTED = (list, dict)
 # not read as text: what identifies a row, also the index that pandas writes
 ID_COLUMN = re.compile(r"label|label_.*|part|unnamed: \d+|index|idx|(q|u|gu|uu|pair|row|doc)?id|"
-                       r".*[_ ]id", re.IGNORECASE)
+                       r".*[_ ]id|.*(?-i:[a-z]I[dD])", re.IGNORECASE)
 # what float() takes beyond this, such as 1_000 or other scripts' digits, is text
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity)\s*",
                     re.ASCII | re.IGNORECASE)
+# an amount, a share, a date or a time: 3,500 or $3.50 or 7 % or 2024-01-31 12:30
+FIGURES = re.compile(r"\s*[+-]?[$€£]?\d[\d.,:/-]*\s?[%$€£]?([ T]\d[\d:.]*Z?)?\s*", re.ASCII)
+OTHER_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?\s?%?", re.ASCII)
 MISSING = {"", "nan", "nat", "<na>"}    # as labels; the last two are written by pandas
+NO_TEXT = MISSING | {"na", "n/a", "#n/a", "null", "none", "-", "true", "false"}    # in any case
 MAX_SHOWN = 8                           # class names in a line
 MAX_FP32 = float(np.finfo(np.float32).max)
-FORMAT = 2        # part of the cache's key: raise it when read_table changes what it returns
+TSV_QUOTES = "In a .tsv quotes are characters like others"
+FORMAT = 3        # part of the cache's key: raise it when read_table changes what it returns
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -42,34 +50,49 @@ def find_split_files(folder):
         got = "a file. Try its folder" if os.path.isfile(folder) else "no such folder"
         raise UserError(f"--data must be a folder with train.tsv and validation.tsv (or .csv, or "
                         f".jsonl), got {folder}: {got}")
+    there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     found = {}
-    for split in ("train", "validation", "test"):
-        files = [folder / f"{split}.{kind}" for kind in KINDS]
-        files = [path for path in files if path.exists()]
+    for split, stems in SPLITS.items():
+        files = [path for path in there if path.stem.lower() in stems and kind_of(path) in KINDS]
+        named = [path for path in there if path.name.split(".")[0].lower() in stems]
         if len(files) == 1:
             found[split] = files[0]
         elif files or split != "test":
             got = " and ".join(path.name for path in files) or f"no {split}.tsv, .csv or .jsonl"
-            there = ", ".join(sorted(path.name for path in folder.iterdir())[:MAX_SHOWN])
+            names = ", ".join(path.name for path in there[:MAX_SHOWN]) or "nothing"
+            hint = f"Try to name it {split}.csv, or .tsv or .jsonl"
+            if files:
+                hint = "Try to keep one"
+            elif named:
+                hint = f"Try to export {named[0].name} as {split}.csv"
+            elif split == "validation":
+                hint = "Try to move some of the training rows to validation.csv"
             raise UserError(f"--data must have one file for each split, got {got} in {folder}. "
-                            f"There is: {there or 'nothing'}. Try to rename it")
+                            f"There is: {names}. {hint}")
     return found
 
 
+def kind_of(path):
+    """Return the end of a file's name, without its point and in lower case."""
+    return path.suffix[1:].lower()
+
+
 def read_table(path):
-    """Return {column: list of values} of a .tsv, .csv or .jsonl in UTF-8. Raises UserError.
+    """Return {column: list of values} of a .tsv, .csv or .jsonl. Raises UserError.
 
     A value is text or None; in a .jsonl it may also be a list or dict.
     """
+    with path.open("rb") as file:
+        start = file.read(2)
+    # Excel begins a file with a byte order mark, and its "Unicode text" is UTF-16
+    is_utf_16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     try:
-        # utf-8-sig: Excel begins a file with a byte order mark
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = read_jsonl(path, file) if path.suffix == ".jsonl" else read_csv(path, file)
+        with path.open(newline="", encoding="utf-16" if is_utf_16 else "utf-8-sig") as file:
+            table = read_jsonl(path, file) if kind_of(path) == "jsonl" else read_csv(path, file)
     except UnicodeDecodeError as error:
-        with path.open("rb") as file:
-            if file.read(2) == b"PK":
-                raise UserError(f"{path} must be text, got an Excel file or a .zip. Try to export "
-                                "it as CSV in UTF-8") from error
+        if start == b"PK":
+            raise UserError(f"{path} must be text, got an Excel file or a .zip. Try to export it "
+                            "as CSV in UTF-8") from error
         raise UserError(f"{path} must be UTF-8, got {short_message(error)}. Try to save it as "
                         "UTF-8") from error
     if not table or not next(iter(table.values())):
@@ -78,13 +101,25 @@ def read_table(path):
     return table
 
 
+def find_delimiter(file):
+    """Return what separates the columns of a .csv: what its first line has most of, or what Excel
+    names there (sep=;).
+    """
+    first = file.readline()
+    if re.fullmatch(r"sep=[,;\t]\s*", first, re.IGNORECASE):
+        return first[4]
+    file.seek(0)
+    return max(",;\t", key=first.count)
+
+
 def read_csv(path, file):
     """Read a .csv, or a .tsv, in which quotes are characters like others."""
     csv.field_size_limit(2**31 - 1)
-    if path.suffix == ".tsv":
+    is_tsv = kind_of(path) == "tsv"
+    if is_tsv:
         lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        lines = csv.reader(file, strict=True)
+        lines = csv.reader(file, delimiter=find_delimiter(file), skipinitialspace=True, strict=True)
     names, columns = [], []
     try:
         for line in lines:
@@ -93,8 +128,11 @@ def read_csv(path, file):
                 columns = [[] for _ in names]
             elif line:
                 if len(line) != len(names):
+                    hint = "Try to put quotes around texts with a separator"
+                    if is_tsv:
+                        hint = f"{TSV_QUOTES}, and a text has no tab and no line break"
                     raise UserError(f"{path}, line {lines.line_num} must have {len(names)} columns "
-                                    f"as the first line, got {len(line)}. Try to save it again")
+                                    f"as the first line, got {len(line)}. {hint}")
                 for column, value in zip(columns, line):
                     column.append(value)
     except csv.Error as error:
@@ -104,8 +142,13 @@ def read_csv(path, file):
 
 
 def check_names(path, names):
-    """Return column names without spaces around them. Raises UserError if two are equal."""
+    """Return column names without spaces around them, with Label or labels as label. Raises
+    UserError if two are equal.
+    """
     names = [name.strip() for name in names]
+    labels = [name for name in names if name.lower() in ("label", "labels")]
+    if len(labels) == 1:
+        names[names.index(labels[0])] = "label"
     for name in names:
         if name and names.count(name) > 1:
             raise UserError(f"{path} must have columns of different names, got {name!r} twice. Try "
@@ -162,22 +205,32 @@ def as_number(text):
     return float(text) if NUMBER.fullmatch(text) else None
 
 
+def is_text(value):
+    """Whether a value is a text, not a number, date, time, truth value, or a word for none."""
+    return not (value is None or value.strip().lower() in NO_TEXT or NUMBER.fullmatch(value)
+                or FIGURES.fullmatch(value))
+
+
 def is_text_column(name, values):
-    """Whether a column is text: not an identifier by its name, and not made of numbers alone."""
+    """Whether a column is text: not an identifier by its name, and with a text in some row."""
     if ID_COLUMN.fullmatch(name) or any(isinstance(value, NESTED) for value in values):
         return False
-    return any(value and as_number(value) is None for value in values)
+    return any(map(is_text, values))
 
 
 def find_text_columns(table, path):
-    """Return the one or two text columns of the training rows. Raises UserError."""
-    texts = tuple(name for name, values in table.items() if is_text_column(name, values))
+    """Return the one or two text columns of the training rows. Raises UserError.
+
+    A column with one value in all rows is not read if others are left: it says nothing.
+    """
+    texts = [name for name, values in table.items() if is_text_column(name, values)]
+    texts = [name for name in texts if len(set(table[name])) > 1] or texts
     if not 1 <= len(texts) <= 2:
         others = [name for name in table if name not in texts and name != "label"]
         raise UserError(f"{path} must have one or two text columns beside label, got {len(texts)} "
                         f"({', '.join(texts)}). Identifiers and numbers are no text: "
-                        f"{', '.join(others) or 'none here'}. Try to remove or rename columns")
-    return texts
+                        f"{', '.join(others) or 'none here'}. Try to remove columns")
+    return tuple(texts)
 
 
 def check_table(table, path, texts, needs_label):
@@ -198,11 +251,13 @@ def check_table(table, path, texts, needs_label):
 
 def column_hint(path, table):
     """Return what is likely wrong where a column is missing."""
-    if path.suffix == ".csv" and len(table) == 1:
-        return "Columns are separated by commas. Try to save it so, without a line before the names"
-    if path.suffix == ".tsv" and any('"' in name for name in table):
-        return "In a .tsv quotes are characters like others. Try to save it as .csv"
-    return "Try to rename one"
+    if kind_of(path) == "tsv" and any('"' in name for name in table):
+        return f"{TSV_QUOTES}. Try to save it as .csv"
+    if kind_of(path) == "tsv" and len(table) == 1:
+        return "In a .tsv columns are separated by tabs. Try to name it .csv"
+    if kind_of(path) == "jsonl":
+        return "Try to rename one"
+    return "Try to rename one; the first line must be the names of the columns"
 
 
 def rows(n):
@@ -225,11 +280,12 @@ def clean_labels(table, path):
         text = unicodedata.normalize("NFC", (value or "").strip())
         labels.append("" if text.lower() in MISSING else text)
     missing = labels.count("")
-    if path.stem == "test" and missing == len(labels):
+    if path.stem.lower() == "test" and missing == len(labels):
         return None
     if missing:
-        raise UserError(f"{path.stem}: {rows(missing)} without a label. Every row of {path} must "
-                        "have one. Try to remove the others")
+        raise UserError(f"{path.stem}: {rows(missing)} without a label, the first is row "
+                        f"{labels.index('') + 1}. Every row of {path} must have one. Try to remove "
+                        "the others")
     return labels
 
 
@@ -246,6 +302,10 @@ def find_classes(labels):
     seen = sorted(set(labels))
     numbers = [as_number(label) for label in seen]
     if None in numbers:
+        words = [label for label, number in zip(seen, numbers) if number is None]
+        if all(map(OTHER_NUMBER.fullmatch, words)):
+            raise UserError(f"train: labels that are numbers must be written as 3.5, got "
+                            f"{words[0]!r}. Try to write them so, or to give the classes names")
         return seen
     for label, number in zip(seen, numbers):
         if math.isinf(number):
@@ -264,9 +324,9 @@ def encode(labels, names, path):
             if number is None or abs(number) > MAX_FP32:
                 raise UserError(f"{path}: every label must be a number such as 2.5, as in the "
                                 f"training rows, got {label[:40]!r}. Try to remove its row")
-        if path.stem == "train" and len(set(numbers)) == 1:
+        if path.stem.lower() != "test" and len(set(numbers)) == 1:
             raise UserError(f"{path}: a regression must have different values, but every label is "
-                            f"{labels[0]}. Try other data")
+                            f"{labels[0]}. Try more rows")
         return np.array(numbers, dtype=np.float32)
     class_of = {name: i for i, name in enumerate(names)}
     if all(as_number(name) is not None for name in names):
@@ -275,9 +335,13 @@ def encode(labels, names, path):
     wrong = [label for label in labels if label not in class_of]
     if wrong:
         more = ", ..." if len(names) > MAX_SHOWN else ""
+        hint = ("Every class must be in the training rows. Try to remove these rows, or all labels "
+                "of a test set")
+        meant = [name for name in names if name.lower() == wrong[0].lower()]
+        if meant:
+            hint = f"Try to write it as {meant[0]} in all files"
         raise UserError(f"{path}: label must be one of {', '.join(names[:MAX_SHOWN])}{more}, got "
-                        f"{wrong[0][:40]!r} in {rows(len(wrong))}. Every class must be in the "
-                        "training rows. Try to remove these rows, or all labels of a test set")
+                        f"{wrong[0][:40]!r} in {rows(len(wrong))}. {hint}")
     return np.array([class_of[label] for label in labels], dtype=np.int64)
 
 

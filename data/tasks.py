@@ -16,7 +16,10 @@ from data.squad import tokenize_squad
 from data.tokenized import concatenate, tokenize
 
 TOY = Path(__file__).parent / "toy"       # model, tokenizer and splits in one folder
-MAX_UNKNOWN = 0.05                        # share of [UNK] from which a run says so; ours
+# from where on a run says that something is likely a mistake; ours
+MAX_UNKNOWN = 0.05                        # share of [UNK] among the tokens
+MIN_REPEATS = 20                          # rows for each different value of a text column
+MAX_VALUE = 100                           # of a regression
 SMALL_TASK_MAX_ROWS = 10_000              # GLUE's small sets have at most 8,551 training rows
 PAIR = ("sentence1", "sentence2")
 
@@ -111,7 +114,8 @@ class Dataset:
             kind = "a span of the second text"
         elif self.names is None:
             values = self.labels["train"]
-            kind = f"regression, from {values.min():g} to {values.max():g}"
+            kind = (f"regression, {len(np.unique(values)):,} different values from "
+                    f"{values.min():g} to {values.max():g}")
         else:
             counts = np.bincount(self.labels["train"], minlength=len(self.names))
             names = self.names[:custom.MAX_SHOWN]
@@ -125,13 +129,29 @@ class Dataset:
                  f"rows       {', '.join(rows)}"]
         if self.names:
             lines.append(self.describe_majority())
-        # what is likely a mistake: texts that are empty, or of another language
+        return lines + [f"note       {note}" for note in self.likely_mistakes()]
+
+    def likely_mistakes(self):
+        """Yield what is likely a mistake in the data, one line each."""
+        # texts that are empty, or of another language
         empty = int((np.diff(self.train.offsets) <= len(self.columns) + 1).sum())
         unknown = np.mean(self.train.input_ids == self.tokenizer.token_to_id("[UNK]"))
         if empty or unknown > MAX_UNKNOWN:
-            lines.append(f"note       training rows without any text: {empty:,}; tokens that the "
-                         f"tokenizer does not know: {unknown:.0%}")
-        return lines
+            yield (f"training rows without any text: {empty:,}; tokens that the tokenizer does not "
+                   f"know: {unknown:.0%}")
+        if self.task is not TASKS["custom"]:
+            return
+        for name in self.columns[1:] and self.columns:
+            values = self.raw["train"].unique(name)
+            if len(values) * MIN_REPEATS <= len(self.raw["train"]):
+                yield (f"the text column {name} has {len(values)} different values only. Remove it "
+                       "if it is no text")
+        lower = [name.lower() for name in self.names or ()]
+        alike = [name for name in self.names or () if lower.count(name.lower()) > 1]
+        if alike:
+            yield f"these classes differ in upper and lower case only: {', '.join(alike)}"
+        if self.names is None and np.abs(self.labels["train"]).max() > MAX_VALUE:
+            yield "a regression learns large values badly. Scale the labels, such as to 0 to 5"
 
     def describe_majority(self):
         """Return what the most frequent class scores on the dev set: a model has to do better."""

@@ -126,6 +126,14 @@ COLUMNS = {
     "text,label,part": ("a b,up,seen", ("text",)),
     "acid,label": ("a b,up", ("acid",)),
     "text,label,label_text": ("a b,up,very good", ("text",)),         # SetFit's layout
+    "date,time,text,label": ("2024-01-31 12:30:00,12:30,a b,up", ("text",)),
+    "price,share,seen,text,label": ("$3.50,7 %,TRUE,a b,up", ("text",)),
+    "reviewID,text,label": ("R7,a b,up", ("text",)),
+}
+# {a column beside the text: whether it is read as a second text}
+OTHER_VALUES = {
+    ("12", "NA", "7"): False, ("1", "", "nan"): False, ("en", "en", "en"): False,
+    ("yes", "no", "NA"): True, ("x y", "-", "null"): True, ("3 + 4", "5", "6"): True,
 }
 
 
@@ -136,6 +144,13 @@ def test_text_columns(tmp_path, header):
     assert read(tmp_path, train_csv=text)[0] == texts
 
 
+@pytest.mark.parametrize("values", OTHER_VALUES)
+def test_what_is_no_text(tmp_path, values):
+    lines = "".join(f"a b {i},{value},{i % 2}\n" for i, value in enumerate(values))
+    texts, *_ = read(tmp_path, train_csv=f"text,other,label\n{lines}")
+    assert texts == (("text", "other") if OTHER_VALUES[values] else ("text",))
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
 def test_byte_order_mark(tmp_path, kind):
     """Excel writes one."""
@@ -143,6 +158,21 @@ def test_byte_order_mark(tmp_path, kind):
             "jsonl": jsonl({"text": "a b", "label": "up"}, {"text": "c d", "label": "down"})}[kind]
     got = read(tmp_path, **{f"train_{kind}": b"\xef\xbb\xbf" + text.encode()})
     assert got == (("text",), ["down", "up"], [1, 0])
+
+
+@pytest.mark.parametrize("text", [
+    "text;label\na, b;up\nc d;down\n", "sep=;\ntext;label\na b;up\nc d;down\n",
+    "text\tlabel\na b\tup\nc d\tdown\n", 'text, "label"\n"a b", "up"\nc d, down\n'])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_separators_and_encodings_of_excel(tmp_path, text, encoding):
+    assert read(tmp_path, train_csv=text.encode(encoding)) == (("text",), ["down", "up"], [1, 0])
+
+
+@pytest.mark.parametrize("name", ["validation.csv", "val.csv", "Dev.CSV", "valid.csv"])
+def test_names_of_files_and_of_labels(tmp_path, name):
+    for file, labels in ("Train.csv", "Label"), (name, "LABELS"):
+        (tmp_path / file).write_text(f"text,{labels}\na b,up\nc d,down\n")
+    assert custom.read_folder(tmp_path)[1:2] == (("text",),)
 
 
 def test_long_and_many_lined_cells(tmp_path):
@@ -228,7 +258,7 @@ def test_a_run_says_what_it_understood(folder, tmp_path, quick, capsys):
 
 def test_description_of_a_regression_and_of_many_classes(tmp_path):
     for name, labels, expected in (
-            ("r", ["0.5", "4"], "labels     regression, from 0.5 to 4"),
+            ("r", ["0.5", "4"], "labels     regression, 2 different values from 0.5 to 4"),
             ("c", [str(i) for i in range(20)], "labels     20 classes: " + ", ".join(
                 f"{i} 1" for i in range(8)) + ", ...")):
         text = TSV + "".join(f"a b\t{label}\n" for label in labels)
@@ -284,11 +314,24 @@ REFUSED = {
     "no JSON": ({"train_jsonl": "text: a\n"}, "line 1 must be JSON of Unicode text"),
     "a list of JSON": ({"train_jsonl": '["a", "up"]\n'}, "line 1 must be an object such as"),
     "one JSON file": ({"train_jsonl": json.dumps([ROW, ROW], indent=1)}, "line 1 must be JSON"),
-    "semicolons": ({"train_csv": "text;label\na b;up\n"},
-                   "its columns are text;label and must include label. Columns are separated by"),
+    "commas in a .tsv": ({"train_tsv": "text,label\na b,up\n"},
+                         "In a .tsv columns are separated by tabs. Try to name it .csv"),
+    "no names": ({"train_csv": "a b,up\nc d,down\n"},
+                 "the first line must be the names of the columns"),
     "another encoding": ({"train_csv": "text,label\nZoë,up\n".encode("latin-1")},
                          "train.csv must be UTF-8"),
-    "UTF-16": ({"train_tsv": PLAIN.encode("utf-16")}, "train.tsv must be UTF-8"),
+    "UTF-16 without its mark": ({"train_tsv": PLAIN.encode("utf-16-le") + b"\xff"},
+                                "train.tsv must be UTF-8"),
+    "numbers with a comma": ({"train_csv": "text;label\na b;3,5\nc d;2\n"},
+                             "labels that are numbers must be written as 3.5, got '3,5'"),
+    "a class in other letters": ({"train_tsv": PLAIN, "validation_tsv": TSV + "a\tUP\n"},
+                                 "got 'UP' in 1 row. Try to write it as up in all files"),
+    "one value in the dev set": ({"train_tsv": TSV + "a\t1.5\nb\t2\n",
+                                  "validation_tsv": TSV + "a\t1.5\nb\t1.5\n"},
+                                 "a regression must have different values"),
+    "an export of another kind": ({"train_csv": "x", "validation_csv": None,
+                                   "validation_parquet": "x"},
+                                  "Try to export validation.parquet as validation.csv"),
     "a quote that is not closed": ({"train_csv": 'text,label\n"a b,up\nc d,down\n'},
                                    "train.csv, line 3 cannot be read"),
     "only numbers": ({"train_tsv": TSV + "1\tup\n2\tdown\n"},
@@ -307,10 +350,14 @@ REFUSED = {
     "an Excel file": ({"train_csv": b"PK\x03\x04\xff\xfe"}, "got an Excel file or a .zip"),
     "quoted names in a .tsv": ({"train_tsv": '"text"\t"label"\na b\tup\n'},
                                "In a .tsv quotes are characters like others"),
-    "other names": ({"train_tsv": PLAIN, "validation_tsv": None, "val_tsv": PLAIN},
-                    "There is: train.tsv, val.tsv. Try to rename it"),
-    "no validation": ({"train_tsv": PLAIN, "validation_tsv": None}, "no validation.tsv"),
-    "two formats": ({"train_tsv": PLAIN, "train_csv": "x"}, "got train.tsv and train.csv in"),
+    "other names": ({"a_tsv": PLAIN, "validation_tsv": PLAIN},
+                    "There is: a.tsv, validation.tsv. Try to name it train.csv, or .tsv or .jsonl"),
+    "no validation": ({"train_tsv": PLAIN, "validation_tsv": None},
+                      "Try to move some of the training rows to validation.csv"),
+    "two formats": ({"train_tsv": PLAIN, "train_csv": "x"},
+                    "got train.csv and train.tsv in"),
+    "two names": ({"train_tsv": PLAIN, "validation_tsv": PLAIN, "dev_tsv": PLAIN},
+                  "got dev.tsv and validation.tsv in"),
     "no label": ({"train_tsv": "a\tb\nx\ty\n"}, "there is no column 'label'"),
     "no text": ({"train_tsv": "label\n1\n0\n"}, "one or two text columns beside label, got 0"),
     "three texts": ({"train_tsv": "a\tb\tc\tlabel\nx\ty\tz\tup\nx\ty\tz\tdown\n"},
@@ -331,7 +378,7 @@ REFUSED = {
 def test_refused_in_one_line(folder, tmp_path, capsys, case):
     files, fragment = REFUSED[case]
     kind = next(iter(files)).split("_")[1]
-    files = {f"validation_{kind}": files[f"train_{kind}"]} | files
+    files = {f"validation_{kind}": files.get(f"train_{kind}")} | files
     files = {name: content for name, content in files.items() if content is not None}
     data = write_files(tmp_path / "d", **files)
     code = cofi.main(["--data", str(data), "--model", str(folder), "--out", str(tmp_path / "out")])
@@ -365,6 +412,20 @@ def test_rows_without_text_and_unknown_words_are_noted(tmp_path):
     assert note.startswith("note       training rows without any text: 1; tokens that")
     folder = write_files(tmp_path / "e", train_tsv=PLAIN, validation_tsv=PLAIN)
     assert len(load_task("custom", make_tokenizer(), 16, folder).describe()) == 4
+
+
+def test_likely_mistakes_are_noted(tmp_path):
+    """A column that repeats its values, classes that differ in case, values of another scale."""
+    rows = [(f"a b {i}", ("en", "de")[i % 2], ("Yes", "yes", "no")[i % 3]) for i in range(60)]
+    text = "text,lang,label\n" + "".join(",".join(row) + "\n" for row in rows)
+    folder = write_files(tmp_path / "d", train_csv=text, validation_csv=text)
+    assert load_task("custom", make_tokenizer(), 16, folder).describe()[-2:] == [
+        "note       the text column lang has 2 different values only. Remove it if it is no text",
+        "note       these classes differ in upper and lower case only: Yes, yes"]
+    text = TSV + "a b\t350000\nc d\t100000.5\n"
+    folder = write_files(tmp_path / "e", train_tsv=text, validation_tsv=text)
+    *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()
+    assert "Scale the labels" in note
 
 
 def test_data_that_is_a_file(tmp_path, capsys):
