@@ -12,14 +12,13 @@ from torch import nn
 
 from data.checkpoint import align_labels
 from data.errors import UserError
-from data.files import is_folder, read_json, write_atomically
+from data.files import is_folder, write_atomically
 from data.harness.cli import RunConfig, make_parser, parse_settings
 from data.harness.compare import compare
 from data.harness.console import exit_code
 from data.harness.device import pick_device, set_threads
 from data.harness.evaluate import evaluate, predict_logits
-from data.harness.runs import check_token_types
-from data.hub import fetch
+from data.harness.runs import check_token_types, order_texts, settings_of
 from data.squad import window_from_text
 from data.tasks import TASKS, load_task, write_submission
 from data.tokenized import tokenize_texts
@@ -31,7 +30,7 @@ COMMANDS = {      # what to do instead of a run: {flag: (metavar, help)}
                 "Put a space before a text that begins with -"),
     "submit": ("MODEL", "Write predictions for the test set as GLUE's server takes them"),
     "export": ("FOLDER", "Write model.pt2, a program that needs PyTorch alone"),
-    "compare": ("FOLDER", "Compare the finished runs of a folder, such as out, or the lines of a .jsonl "
+    "compare": ("FOLDER", "Compare the finished runs of a folder, such as out, or of a .jsonl "
                 "file: a table, and a chart of score over speed-up")}
 
 
@@ -79,22 +78,6 @@ def run_command(name, value, load, given, kind):
         compare(value, kind)
 
 
-def settings_of(model):
-    """Return the settings of the run that made a model, from its result.json; {} without one."""
-    path = fetch(model, "result.json", optional=True)
-    settings = read_json(path).get("settings") if path else {}
-    if not isinstance(settings, dict):          # another program's result.json
-        return {}
-    texts = settings.get("texts", [])
-    if not isinstance(texts, list) or not all(isinstance(name, str) for name in texts):
-        raise UserError(f"{path} is damaged: texts must be names, got {texts}. Try to delete it")
-    for name, kind in ("task", str), ("data", str), ("max_length", int):
-        if not isinstance(settings.get(name, kind()), kind):
-            raise UserError(f"{path} is damaged: {name} must be {kind.__name__}, got "
-                            f"{settings[name]!r}. Try to delete it")
-    return settings
-
-
 def load_model_and_task(model, load, given, device):
     """Return a fine-tuned model and its task: (BERT in eval mode, Dataset). Raises UserError.
 
@@ -107,17 +90,16 @@ def load_model_and_task(model, load, given, device):
     task, folder = known["task"], known.get("data", "")
     if task not in TASKS:
         raise UserError(f"{model}: its config.json names no task. Try --task")
+    if folder and "data" not in given and not is_folder(folder):
+        raise UserError(f"{model} was trained with --data {folder}, which is not here. Try --data "
+                        "with the folder of these data")
     defaults = RunConfig.for_task(task, folder)
     max_length = given.get("max_length", known.get("max_length", defaults.max_length))
     max_length = min(max_length, bert.config.max_position_embeddings)
     tokenizer = load_tokenizer(model, bert.config.vocab_size)
     data = load_task(task, tokenizer, max_length, folder)
     check_token_types(bert.config, data.columns, model)
-    trained = known.get("texts") or data.columns
-    if len(trained) != len(data.columns):
-        raise UserError(f"{model} must get data with {len(trained)} texts ({', '.join(trained)}), "
-                        f"as in training, got {len(data.columns)} ({', '.join(data.columns)}). Try "
-                        "other data")
+    order_texts(data, known.get("texts"), model)
     align_labels(bert, data.names, data.is_span, model)
     return bert, data
 

@@ -9,11 +9,12 @@ import torch
 
 from data.checkpoint import align_labels, read_config, weights_path, write_checkpoint
 from data.errors import UserError
-from data.files import file_digest, read_json, write_json
+from data.files import file_digest, is_folder, read_json, write_json
 from data.harness.console import cofi_line
 from data.harness.device import pick_device, set_threads
 from data.harness.evaluate import evaluate_dev
 from data.harness.journal import Journal, diff_settings
+from data.hub import fetch
 from data.tasks import load_task
 from data.tokenizer import check_same_tokenizer, load_tokenizer
 
@@ -42,7 +43,43 @@ def load_data(cfg, config, tokenizer):
     max_length = min(cfg.max_length, config.max_position_embeddings)
     data = load_task(cfg.task, tokenizer, max_length, cfg.data)
     check_token_types(config, data.columns, f"--model {cfg.model}")
+    if cfg.teacher and is_folder(cfg.teacher):
+        order_texts(data, settings_of(cfg.teacher).get("texts"), f"--teacher {cfg.teacher}")
     return data, replace(config, id2label=data.names, is_span=data.is_span, task=cfg.task)
+
+
+def settings_of(model):
+    """Return the settings of the run that made a model, from its result.json; {} without one.
+
+    Raises UserError if they are damaged.
+    """
+    path = fetch(model, "result.json", optional=True)
+    result = read_json(path) if path else {}
+    settings = result.get("settings", {})
+    if not isinstance(settings, dict):          # another program's result.json
+        return {}
+    # the teacher of a run has its texts beside its settings
+    texts = settings.setdefault("texts", result.get("texts", []))
+    if not isinstance(texts, list) or not all(isinstance(name, str) for name in texts):
+        raise UserError(f"{path} is damaged: texts must be names, got {texts}. Try to delete it")
+    for name, kind in ("task", str), ("data", str), ("max_length", int):
+        if not isinstance(settings.get(name, kind()), kind):
+            raise UserError(f"{path} is damaged: {name} must be {kind.__name__}, got "
+                            f"{settings[name]!r}. Try to delete it")
+    return settings
+
+
+def order_texts(data, trained, model):
+    """Put the texts of a Dataset into the order in which a model was trained on them, if they have
+    the same names. trained: these names, or nothing if unknown. Raises UserError for another number
+    of texts.
+    """
+    if trained and len(trained) != len(data.columns):
+        raise UserError(f"{model} must get data with {len(trained)} texts ({', '.join(trained)}), "
+                        f"as in training, got {len(data.columns)} ({', '.join(data.columns)}). Try "
+                        "other data")
+    if trained and set(trained) == set(data.columns):
+        data.columns = tuple(trained)
 
 
 def check_token_types(config, texts, model):
@@ -221,6 +258,7 @@ def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, load_pretr
     teacher.to(device)
     last, seconds = train("teacher", teacher, data, cfg, journal)
     scores = last["scores"]
-    save_model(folder, teacher, tokenizer, {"settings": key, "scores": scores, "seconds": seconds})
+    save_model(folder, teacher, tokenizer, {
+        "settings": key, "scores": scores, "seconds": seconds, "texts": list(data.columns)})
     journal.finish()
     return teacher.eval(), scores, seconds

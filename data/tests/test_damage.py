@@ -190,6 +190,35 @@ def test_predict_is_the_model_that_was_scored(folder, tmp_path, capsys, quick):
                   "must be followed by 2 texts (text, other), got 1")
 
 
+def test_texts_in_another_order(folder, tmp_path, capsys, quick):
+    """A model reads texts of the same names as in training, whatever the order of the columns."""
+    data, swapped = write_custom(tmp_path / "d", "jsonl"), tmp_path / "swapped"
+    swapped.mkdir()
+    for path in data.iterdir():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [dict(reversed(row.items())) for row in rows]
+        (swapped / path.name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--model", str(folder), "--out", str(tmp_path / "out"), "--max_steps", "8"]
+    assert cofi.main(["--data", str(data), *flags]) == 0
+    for model in find(tmp_path, "out/teacher*"), find(tmp_path, "out/custom*"):
+        capsys.readouterr()
+        assert cofi.main(["--evaluate", str(model), "--data", str(data)]) == 0
+        expected = capsys.readouterr().out
+        assert cofi.main(["--evaluate", str(model), "--data", str(swapped)]) == 0
+        assert capsys.readouterr().out == expected
+    teacher = find(tmp_path, "out/teacher*")
+    assert cofi.main(["--data", str(swapped), *flags, "--teacher", str(teacher)]) == 0
+    assert "\ntexts      text, other; not read: id\n" in capsys.readouterr().out
+    shutil.rmtree(data)
+    check_refused(capsys, ["--evaluate", str(find(tmp_path, "out/custom-0.95-data=d*"))],
+                  f"was trained with --data {data}, which is not here. Try --data with the folder")
+
+
+def test_unfinished_run_as_a_model(tmp_path, capsys):
+    (tmp_path / "prune.state").write_bytes(b"")
+    check_refused(capsys, ["--export", str(tmp_path)], "Try the command of this run again")
+
+
 # ---- folders -------------------------------------------------------------------------------------
 
 
