@@ -187,8 +187,14 @@ class Journal:
 
     def finish(self):
         """Delete the checkpoints of all stages and release the folder."""
-        for path in [*self.folder.glob("*.state"), self.folder / "lock"]:
+        for path in self.folder.glob("*.state"):
             path.unlink(missing_ok=True)
+        lock = self.folder / "lock"
+        try:
+            lock.unlink(missing_ok=True)
+        except PermissionError:         # Windows does not delete an open file
+            self.lock_file.close()
+            lock.unlink(missing_ok=True)
 
     # ---- steps ----
 

@@ -6,6 +6,7 @@ import re
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -227,6 +228,19 @@ def test_log(tmp_path, limit_file_size):
         again.log({"stage": "two", "step": 1})
     limit_file_size(None)
     assert again.records() == [{"stage": "one", "step": 1}]
+
+
+def test_open_files_cannot_be_deleted_on_windows(tmp_path, monkeypatch):
+    journal, unlink = Journal(tmp_path, {}), Path.unlink
+
+    def windows(path, missing_ok=False):
+        if path.name == "lock" and not journal.lock_file.closed:
+            raise PermissionError(13, "the file is being used by another process", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", windows)
+    journal.finish()
+    assert not list(tmp_path.glob("lock"))
 
 
 def test_other_settings_are_refused_by_name(folder, tmp_path, capsys, quick):
