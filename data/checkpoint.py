@@ -286,7 +286,7 @@ def load_encoder(make, config, model):
     weights = read_weights(model)
     notes, new_parts = [], ["classifier"]
     if "classifier.weight" in weights:
-        notes.append(f"{model}: classifier does not match this task, initializing a new one")
+        notes.append(f"{model}: its classifier is replaced by a new one for this task")
     if config.is_span:                  # a span head reads the tokens; there is no pooler
         new_parts.append("pooler")
     elif "pooler.bias" not in weights:

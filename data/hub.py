@@ -1,6 +1,7 @@
 """Files of a model: from a local folder, or from the Hugging Face hub by name."""
 import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -71,10 +72,17 @@ def fetch(name, filename, optional=False):
             return None
         inside = sorted(str(path.parent) for path in Path(name).glob(f"*/{filename}"))
         better = " or ".join(inside[:3]) or f"a folder with {FILES}"
+        if any(Path(name).glob("*.state")):
+            better = "the command of this run again: it is not finished"
         raise UserError(f"{name}: there is no {filename} in it. Try {better}")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        better = f"one with {FILES}"
+        if str(name).startswith("bert-"):       # how the hub called them until 2024
+            better = f"google-bert/{name}"
+        elif os.path.isfile(name):
+            better = f"its folder, {Path(name).parent}"
         raise UserError(f"{str(name)[:100]}: neither a folder here nor a hub name like "
-                        f"google-bert/bert-base-uncased. Try one with {FILES}")
+                        f"google-bert/bert-base-uncased. Try {better}")
     try:
         return Path(silenced(huggingface_hub.hf_hub_download, str(name), filename))
     except Exception as error:  # many kinds, of several network libraries; none is swallowed

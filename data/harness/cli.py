@@ -3,7 +3,9 @@
 RunConfig holds the settings of any run, whatever the method. cofi.py and sparsebert.py add theirs.
 """
 import argparse
+import difflib
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields
 
 import torch
@@ -61,14 +63,18 @@ def check_in_range(name, value, low, high):
     if low <= value <= high:
         return
     hint = ""
-    if name == "sparsity" and low <= value / 100 <= high:
+    if name == "sparsity" and 2 <= value <= 100 * high:
         hint = f" (did you mean {value / 100:g}?)"
-    shown = f"{value:g}" if isinstance(value, float) else str(value)[:40]
-    raise UserError(f"--{name} must be between {low:g} and {high:g}, got {shown}{hint}")
+    low, high, value = (f"{x:g}" if isinstance(x, float) else str(x)[:40]
+                        for x in (low, high, value))
+    raise UserError(f"--{name} must be between {low} and {high}, got {value}{hint}")
 
 
 def split_numbers(name, value):
     """Return a setting of a number, or of several separated by commas, as a list of numbers."""
+    if re.fullmatch(r"0?,\d+", str(value)):
+        raise UserError(f"--{name} must be written with a point, got {value}. Try "
+                        f"{value.replace(',', '.')}")
     try:
         return [float(x) for x in str(value).split(",")]
     except ValueError as error:
@@ -138,7 +144,7 @@ class RunConfig:
     def num_steps(self, stage, num_examples):
         """Return the number of optimizer steps of a stage: teacher, prune or finetune."""
         epochs = getattr(self, f"{stage}_epochs")
-        # 1.1 epochs of 180 batches are 198 steps, though 1.1 * 180 is a little more in floating point
+        # In floating point 1.1 epochs of 180 batches are a little more than 198 steps.
         steps = math.ceil(epochs * math.ceil(num_examples / self.batch_size) - 1e-6)
         return min(steps, self.max_steps or steps)
 
@@ -151,8 +157,23 @@ class RunConfig:
 
 
 class Parser(argparse.ArgumentParser):
+    """A parser whose errors are a UserError, with the flag that was likely meant."""
+
     def error(self, message):
-        raise UserError(f"{message[:200]}. Try python {self.prog} --help")
+        wrong = re.fullmatch(r"argument (--\w+): invalid (int|float) value: (.*)", message, re.S)
+        if wrong:
+            name, kind, value = wrong.groups()
+            needed = {"int": "a whole number", "float": "a number such as 0.5"}[kind]
+            value = value.strip("'")[:40]
+            raise UserError(f"{name} must be {needed}, got {value}")
+        hint = f"python {self.prog} --help"
+        for word in message.split()[2:] if message.startswith("unrecognized") else []:
+            near = difflib.get_close_matches(word, self._option_string_actions, 1, 0.75)
+            if near:
+                hint = near[0]
+            elif word.startswith("-") and not word.startswith("--"):
+                hint = "a space before a text that begins with -"
+        raise UserError(f"{message[:200]}. Try {hint}")
 
 
 def number_or_text(text):
@@ -214,6 +235,9 @@ def parse_settings(kind, given):
     for name, value in given.items():
         if value == "":
             raise UserError(f"--{name} must not be empty. Try to leave it out")
+    for f in fields(kind):              # MRPC, sst-2 and "head, int" can be understood
+        if f.name in given and {"choices", "some_of"} & f.metadata.keys():
+            given[f.name] = re.sub("[ -]", "", given[f.name].lower())
     folder = given.get("data", "")
     task = given.get("task", "custom" if folder else kind.task)
     if task not in TASKS:

@@ -57,23 +57,25 @@ def read_results(path):
         found = {file: read_json(file) for file in sorted(files)}
     elif Path(path).is_file():
         lines = enumerate(read_text(Path(path)).splitlines(), 1)
-        found = {f"{path}, line {number}": parse(line, path) for number, line in lines}
+        found = {f"{path}, line {number}": parse(line, f"{path}, line {number}")
+                 for number, line in lines if line.strip()}
     else:
         raise UserError(f"--compare must be a folder of runs or a file of results, got {path}")
     # teachers and comparisons of sparsebert.py have a result.json, too
     results = [summary(r, name) for name, r in found.items()
                if isinstance(r, dict) and "target_sparsity" in r]
     if not results:
-        raise UserError(f"--compare {path} must hold finished runs of cofi.py, got none")
+        around = f". Try {Path(path).parent}" if (Path(path) / "result.json").is_file() else ""
+        raise UserError(f"--compare {path} must hold finished runs of cofi.py, got none{around}")
     return sorted(results, key=lambda r: (r["task"], r["target_sparsity"], r["seed"]))
 
 
-def parse(line, path):
+def parse(line, place):
     try:
         return json.loads(line)
     except ValueError as error:
-        raise UserError(f"{path} must have one result.json on each line, got {line[:40]!r}"
-                        ) from error
+        raise UserError(f"{place} must be a result.json in one line, got {line[:40]!r}. Try a "
+                        "results.jsonl of --compare FOLDER") from error
 
 
 def summary(result, name):

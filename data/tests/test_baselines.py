@@ -333,6 +333,6 @@ def test_compare_of_what_is_no_run(content, error, tmp_path, capsys):
 def test_compare_of_other_files(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("my notes\n")
     assert cofi.main(["--compare", str(tmp_path / "notes.txt")]) == 2
-    assert "must have one result.json on each line, got 'my notes'" in capsys.readouterr().err
+    assert "line 1 must be a result.json in one line, got 'my notes'" in capsys.readouterr().err
     assert cofi.main(["--compare", str(tmp_path / "nothing")]) == 2
     assert "must be a folder of runs or a file of results, got" in capsys.readouterr().err

@@ -3,7 +3,7 @@ import json
 import pickle
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 
 import cofi
 import sparsebert
+from data.harness.cli import parse_settings
 from data.harness.commands import COMMANDS
 from data.tests.common import slow
 from data.tests.helpers import (Malicious, command, make_tokenizer, patch_load_task, rewrite)
@@ -98,7 +99,19 @@ WITHOUT_CLS = {"model": {"type": "WordLevel", "vocab": {"<s>": 0, "</s>": 1, "[U
 # {case: (arguments, what is done to the model first, fragment of the message)}
 BAD_ARGUMENTS = {
     "unknown task": (["--task", "rtee"], None, "got rtee"),
-    "unknown flag": (["--sparsty", "0.9"], None, "unrecognized arguments: --sparsty"),
+    "unknown flag": (["--sparsty", "0.9"], None, "unrecognized arguments: --sparsty 0.9. Try "
+                     "--sparsity"),
+    "a dash in a flag": (["--batch-size", "8"], None, "Try --batch_size"),
+    "a text like a flag": (["--predict", "m", "-good"], None, "Try a space before a text"),
+    "no whole number": (["--seed", "1e3"], None, "--seed must be a whole number, got 1e3"),
+    "a comma for a point": (["--layer_weight", "0,5"], None,
+                            "--layer_weight must be a number such as 0.5, got 0,5"),
+    "a sparsity with a comma": (["--sparsity", "0,95"], None,
+                                "--sparsity must be written with a point, got 0,95. Try 0.95"),
+    "a large seed": (["--seed", "9999999999"], None, "must be between 0 and 2147483648, got 9"),
+    "the first name of a model": (["--model", "bert-base-uncased"], None,
+                                  "Try google-bert/bert-base-uncased"),
+    "a file for a model": (["--model", __file__], None, f"Try its folder, {Path(__file__).parent}"),
     "not a number": (["--sparsity", "high"], None, "--sparsity must be a number such as 0.95, or "
                      "several separated by commas, got high"),
     "one of several is no number": (["--sparsity", "0.6,"], None, "by commas, got 0.6,"),
@@ -328,6 +341,14 @@ def test_out_that_cannot_be_written(offline, folder, tmp_path, capsys, out):
     code = cofi.main([*command(folder, tmp_path), "--out", str(tmp_path / out)])
     check_refused(capsys, code, "cofi", "cannot be written")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("given, understood", [
+    ({"task": "SST-2"}, {"task": "sst2"}), ({"task": "Toy "}, {"task": "toy"}),
+    ({"masks": "head, int"}, {"masks": "head,int"}), ({"matching": "Free"}, {"matching": "free"})])
+def test_spelling_that_can_be_understood(given, understood):
+    defaults = cofi.Settings.for_task(understood.get("task", "toy"))
+    assert parse_settings(cofi.Settings, given) == replace(defaults, **understood)
 
 
 # ---- sparsebert.py -------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def test_oldest_names_half_precision_and_pretraining_heads(folder):
     (lambda w: w | {"bert.pooler.dense.bias": torch.zeros(16)},
      "pooler was never trained, initializing a new one"),
     (lambda w: w | {"classifier.weight": torch.zeros(7, 16), "classifier.bias": torch.zeros(7)},
-     "classifier does not match this task, initializing a new one")])
+     "its classifier is replaced by a new one for this task")])
 def test_parts_that_are_initialized(folder, change, note):
     rewrite(folder, change)
     bert, notes = cofi.load_pretrained(folder, TINY)
