@@ -150,8 +150,12 @@ class Dataset:
         alike = [name for name in self.names or () if lower.count(name.lower()) > 1]
         if alike:
             yield f"these classes differ in upper and lower case only: {', '.join(alike)}"
-        if self.names is None and np.abs(self.labels["train"]).max() > MAX_VALUE:
-            yield "a regression learns large values badly. Scale the labels, such as to 0 to 5"
+        if self.names is None:
+            values = self.labels["train"]
+            if np.abs(values).max() > MAX_VALUE:
+                yield "a regression learns large values badly. Scale the labels, such as to 0 to 5"
+            if (values == values.round()).all():
+                yield "the labels are whole numbers. For classes write them as 1, not as 1.0"
 
     def describe_majority(self):
         """Return what the most frequent class scores on the dev set: a model has to do better."""

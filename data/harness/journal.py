@@ -26,10 +26,16 @@ class Interrupted(Exception):
     """Ctrl-C, SIGTERM or SIGHUP during training. Everything needed to resume has been saved."""
 
 
+# settings that are a hash, and what it means that they differ
+HASHES = {"tokens": "other texts, labels or tokens", "weights": "other weights of --model",
+          "teacher_weights": "other weights of --teacher"}
+
+
 def diff_settings(before, now):
     """Describe where two settings differ: "lr: 0.1, now 0.2; ..."; "" where they agree."""
     before = before if isinstance(before, dict) else {}
-    return "; ".join(f"{name}: {before.get(name)}, now {value}" for name, value in now.items()
+    return "; ".join(HASHES.get(name) or f"{name}: {before.get(name)}, now {value}"
+                     for name, value in now.items()
                      if before.get(name) != value and name not in LOCATIONS)
 
 

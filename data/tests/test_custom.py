@@ -426,6 +426,10 @@ def test_likely_mistakes_are_noted(tmp_path):
     folder = write_files(tmp_path / "e", train_tsv=text, validation_tsv=text)
     *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()
     assert "Scale the labels" in note
+    text = TSV + "a b\t1.0\nc d\t0.0\n"
+    folder = write_files(tmp_path / "f", train_tsv=text, validation_tsv=text)
+    *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()
+    assert "For classes write them as 1, not as 1.0" in note
 
 
 def test_data_that_is_a_file(tmp_path, capsys):
