@@ -20,19 +20,21 @@ from data.errors import UserError, short_message
 from data.files import is_folder
 from data.hub import cached
 
+LABEL = ("label", "labels")     # in any case
 KINDS = ("tsv", "csv", "jsonl")
 SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"),
           "test": ("test",)}
 NESTED = (list, dict)
 # not read as text: what identifies a row, also the index that pandas writes
-ID_COLUMN = re.compile(r"label|label_.*|part|unnamed: \d+|index|idx|(q|u|gu|uu|pair|row|doc)?id|"
+ID_COLUMN = re.compile(r"labels?|label_.*|part|unnamed: \d+|index|idx|(q|u|gu|uu|pair|row|doc)?id|"
                        r".*[_ ]id|.*(?-i:[a-z]I[dD])", re.IGNORECASE)
 # what float() takes beyond this, such as 1_000 or other scripts' digits, is text
-NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity)\s*",
+NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity)\s*",
                     re.ASCII | re.IGNORECASE)
 # an amount, a share, a date or a time: 3,500 or $3.50 or 7 % or 2024-01-31 12:30
-FIGURES = re.compile(r"\s*[+-]?[$€£]?\d[\d.,:/-]*\s?[%$€£]?([ T]\d[\d:.]*Z?)?\s*", re.ASCII)
-OTHER_NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?\s?%?", re.ASCII)
+FIGURES = re.compile(r"\s*[+-]?[$€£]?\d[\d.,:/-]*\s?[%$€£]?([ T]\d[\d:.]*)?(\s?[ap]\.?m\.?)?"
+                     r"(\s?(Z|UTC|[+-]\d\d:?\d\d))?\s*", re.ASCII | re.IGNORECASE)
+OTHER_NUMBER = re.compile(r"[+-]?[$€£]?\d+(,\d{3})*([.,]\d+)?\s?[%$€£]?", re.ASCII)
 MISSING = {"", "nan", "nat", "<na>"}    # as labels; the last two are written by pandas
 NO_TEXT = MISSING | {"na", "n/a", "#n/a", "null", "none", "-", "true", "false"}    # in any case
 MAX_SHOWN = 8                           # class names in a line
@@ -53,8 +55,9 @@ def find_split_files(folder):
     there = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     found = {}
     for split, stems in SPLITS.items():
-        files = [path for path in there if path.stem.lower() in stems and kind_of(path) in KINDS]
-        named = [path for path in there if path.name.split(".")[0].lower() in stems]
+        named = [path for path in there if path.is_file()
+                 and re.split("[._-]", path.name.lower())[0] in stems]
+        files = [path for path in named if path.stem.lower() in stems and kind_of(path) in KINDS]
         if len(files) == 1:
             found[split] = files[0]
         elif files or split != "test":
@@ -64,7 +67,8 @@ def find_split_files(folder):
             if files:
                 hint = "Try to keep one"
             elif named:
-                hint = f"Try to export {named[0].name} as {split}.csv"
+                verb = "rename" if kind_of(named[0]) in KINDS else "export"
+                hint = f"Try to {verb} {named[0].name} as {split}.csv"
             elif split == "validation":
                 hint = "Try to move some of the training rows to validation.csv"
             raise UserError(f"--data must have one file for each split, got {got} in {folder}. "
@@ -102,14 +106,20 @@ def read_table(path):
 
 
 def find_delimiter(file):
-    """Return what separates the columns of a .csv: what its first line has most of, or what Excel
-    names there (sep=;).
+    """Return what separates the columns of a .csv: what Excel names in its first line (sep=;), or
+    what gives a column label, and the most columns.
     """
     first = file.readline()
     if re.fullmatch(r"sep=[,;\t]\s*", first, re.IGNORECASE):
         return first[4]
     file.seek(0)
-    return max(",;\t", key=first.count)
+
+    def quality(delimiter):
+        names = next(csv.reader([first], delimiter=delimiter), [])
+        return any(name.strip().lower() in LABEL for name in names), len(names)
+
+    # of one column, separators are part of the text: \x1f is none
+    return max(",;\t", key=quality) if re.search("[,;\t]", first) else "\x1f"
 
 
 def read_csv(path, file):
@@ -119,7 +129,7 @@ def read_csv(path, file):
     if is_tsv:
         lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        lines = csv.reader(file, delimiter=find_delimiter(file), skipinitialspace=True, strict=True)
+        lines = csv.reader(file, delimiter=find_delimiter(file), strict=True)
     names, columns = [], []
     try:
         for line in lines:
@@ -130,14 +140,16 @@ def read_csv(path, file):
                 if len(line) != len(names):
                     hint = "Try to put quotes around texts with a separator"
                     if is_tsv:
-                        hint = f"{TSV_QUOTES}, and a text has no tab and no line break"
+                        hint = "Try to write tabs and line breaks of a text as spaces"
+                    if is_tsv and any('"' in cell for cell in line):
+                        hint = f"{TSV_QUOTES}. Try to name it .csv"
                     raise UserError(f"{path}, line {lines.line_num} must have {len(names)} columns "
                                     f"as the first line, got {len(line)}. {hint}")
                 for column, value in zip(columns, line):
                     column.append(value)
     except csv.Error as error:
         raise UserError(f"{path}, line {lines.line_num} cannot be read ({short_message(error)}). "
-                        "Try to double the quotes within quotes") from error
+                        'Try to write a text with quotes as "a ""word"" in quotes"') from error
     return {name: column for name, column in zip(names, columns) if name}
 
 
@@ -146,7 +158,7 @@ def check_names(path, names):
     UserError if two are equal.
     """
     names = [name.strip() for name in names]
-    labels = [name for name in names if name.lower() in ("label", "labels")]
+    labels = [name for name in names if name.lower() in LABEL]
     if len(labels) == 1:
         names[names.index(labels[0])] = "label"
     for name in names:
@@ -211,25 +223,25 @@ def is_text(value):
                 or FIGURES.fullmatch(value))
 
 
-def is_text_column(name, values):
-    """Whether a column is text: not an identifier by its name, and with a text in some row."""
-    if ID_COLUMN.fullmatch(name) or any(isinstance(value, NESTED) for value in values):
-        return False
-    return any(map(is_text, values))
-
-
 def find_text_columns(table, path):
     """Return the one or two text columns of the training rows. Raises UserError.
 
-    A column with one value in all rows is not read if others are left: it says nothing.
+    They are not identifiers by their name, and have a text in some row. A column with one value in
+    all rows is not read if others are left.
     """
-    texts = [name for name, values in table.items() if is_text_column(name, values)]
+    possible = [name for name, values in table.items() if not ID_COLUMN.fullmatch(name)
+                and not any(isinstance(value, NESTED) for value in values)]
+    texts = [name for name in possible if any(map(is_text, table[name]))]
+    if not texts:       # arithmetic or dates may be all there is
+        texts = [name for name in possible
+                 if any(value and as_number(value) is None for value in table[name])]
     texts = [name for name in texts if len(set(table[name])) > 1] or texts
     if not 1 <= len(texts) <= 2:
         others = [name for name in table if name not in texts and name != "label"]
         raise UserError(f"{path} must have one or two text columns beside label, got {len(texts)} "
                         f"({', '.join(texts)}). Identifiers and numbers are no text: "
-                        f"{', '.join(others) or 'none here'}. Try to remove columns")
+                        f"{', '.join(others) or 'none here'}. Try to remove or "
+                        "rename columns")
     return tuple(texts)
 
 
@@ -253,7 +265,7 @@ def column_hint(path, table):
     """Return what is likely wrong where a column is missing."""
     if kind_of(path) == "tsv" and any('"' in name for name in table):
         return f"{TSV_QUOTES}. Try to save it as .csv"
-    if kind_of(path) == "tsv" and len(table) == 1:
+    if kind_of(path) == "tsv" and re.fullmatch(".*[,;].*", "".join(table)):
         return "In a .tsv columns are separated by tabs. Try to name it .csv"
     if kind_of(path) == "jsonl":
         return "Try to rename one"
@@ -302,8 +314,9 @@ def find_classes(labels):
     seen = sorted(set(labels))
     numbers = [as_number(label) for label in seen]
     if None in numbers:
-        words = [label for label, number in zip(seen, numbers) if number is None]
-        if all(map(OTHER_NUMBER.fullmatch, words)):
+        words = [label for label, number in zip(seen, numbers)
+                 if number is None and label.lower() not in NO_TEXT]
+        if words and all(map(OTHER_NUMBER.fullmatch, words)):
             raise UserError(f"train: labels that are numbers must be written as 3.5, got "
                             f"{words[0]!r}. Try to write them so, or to give the classes names")
         return seen
@@ -357,16 +370,19 @@ def generate_rows(path, columns, sha256, version):
         yield dict(zip(columns, values))
 
 
-def read_folder(folder):
+def read_folder(folder, trained=()):
     """Read your own data: ({split: datasets.Dataset}, text columns, {split: labels}, class names,
     columns of the training rows that are not read).
 
-    The class names are None for a regression. Raises UserError.
+    trained: the text columns that a model was trained on; if the folder has them, they are its
+    texts. The class names are None for a regression. Raises UserError.
     """
     files = find_split_files(folder)
     tables = {split: read_table(path) for split, path in files.items()}
     check_table(tables["train"], files["train"], (), needs_label=True)
-    texts = find_text_columns(tables["train"], files["train"])
+    texts = tuple(trained)
+    if not texts or not set(texts) <= tables["train"].keys():
+        texts = find_text_columns(tables["train"], files["train"])
     found = {}
     for split, path in files.items():
         check_table(tables[split], path, texts, needs_label=split != "test")

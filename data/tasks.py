@@ -146,6 +146,10 @@ class Dataset:
             if len(values) * MIN_REPEATS <= len(self.raw["train"]):
                 yield (f"the text column {name} has {len(values)} different values only. Remove it "
                        "if it is no text")
+        numbers = [custom.as_number(name) for name in self.names or ()]
+        fractions = [number for number in numbers if number and not number.is_integer()]
+        if fractions:       # only numbers would be a regression
+            yield f"some classes are numbers ({fractions[0]}). For a regression all labels must be"
         lower = [name.lower() for name in self.names or ()]
         alike = [name for name in self.names or () if lower.count(name.lower()) > 1]
         if alike:
@@ -177,16 +181,16 @@ class Dataset:
                         self.max_length, subsets)
 
 
-def load_task(name, tokenizer, max_length, folder=""):
+def load_task(name, tokenizer, max_length, folder="", trained=()):
     """Load a task by name: from a folder (the toy, your own), the hub, or its cache.
 
-    Returns a Dataset. Raises UserError.
+    trained: the text columns that a model was trained on. Returns a Dataset. Raises UserError.
     """
     task = TASKS[name]
     if name == "toy":
         folder = TOY
     if folder:
-        raw, columns, labels, names, unread = custom.read_folder(Path(folder))
+        raw, columns, labels, names, unread = custom.read_folder(Path(folder), trained)
         metrics = task.metrics if names else ("pearson", "spearman")
         data = make_dataset(name, raw, columns, metrics, labels, names, tokenizer, max_length)
         data.unread = unread

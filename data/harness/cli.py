@@ -72,9 +72,9 @@ def check_in_range(name, value, low, high):
 
 def split_numbers(name, value):
     """Return a setting of a number, or of several separated by commas, as a list of numbers."""
-    if re.fullmatch(r"0?,\d+", str(value)):
-        raise UserError(f"--{name} must be written with a point, got {value}. Try "
-                        f"{value.replace(',', '.')}")
+    if re.fullmatch(r"0?,\d+(,0?,\d+)*", str(value)):
+        meant = ",".join(f"0.{digits}" for digits in value.split(",")[1::2])
+        raise UserError(f"--{name} must be written with a point, got {value}. Try {meant}")
     try:
         return [float(x) for x in str(value).split(",")]
     except ValueError as error:
@@ -171,8 +171,8 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(word, self._option_string_actions, 1, 0.75)
             if near:
                 hint = near[0]
-            elif word.startswith("-") and not word.startswith("--"):
-                hint = "a space before a text that begins with -"
+            elif word.startswith("-"):
+                hint = f"python {self.prog} --help, or a space before a text that begins with -"
         raise UserError(f"{message[:200]}. Try {hint}")
 
 

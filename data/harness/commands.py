@@ -18,9 +18,9 @@ from data.harness.compare import compare
 from data.harness.console import exit_code
 from data.harness.device import pick_device, set_threads
 from data.harness.evaluate import evaluate, predict_logits
-from data.harness.runs import check_token_types, order_texts, settings_of
+from data.harness.runs import check_token_types, load_texts, settings_of
 from data.squad import window_from_text
-from data.tasks import TASKS, load_task, write_submission
+from data.tasks import TASKS, write_submission
 from data.tokenized import tokenize_texts
 from data.tokenizer import load_tokenizer
 
@@ -97,9 +97,8 @@ def load_model_and_task(model, load, given, device):
     max_length = given.get("max_length", known.get("max_length", defaults.max_length))
     max_length = min(max_length, bert.config.max_position_embeddings)
     tokenizer = load_tokenizer(model, bert.config.vocab_size)
-    data = load_task(task, tokenizer, max_length, folder)
+    data = load_texts(task, tokenizer, max_length, folder, known, model)
     check_token_types(bert.config, data.columns, model)
-    order_texts(data, known.get("texts"), model)
     align_labels(bert, data.names, data.is_span, model)
     return bert, data
 

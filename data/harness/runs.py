@@ -41,10 +41,10 @@ def setup(cfg, make_config):
 def load_data(cfg, config, tokenizer):
     """Load the task of a run. Returns the Dataset, and the Config of a model for this task."""
     max_length = min(cfg.max_length, config.max_position_embeddings)
-    data = load_task(cfg.task, tokenizer, max_length, cfg.data)
+    # a teacher from the hub may be from elsewhere: of a folder it is known what it was trained on
+    known = settings_of(cfg.teacher) if cfg.teacher and is_folder(cfg.teacher) else {}
+    data = load_texts(cfg.task, tokenizer, max_length, cfg.data, known, f"--teacher {cfg.teacher}")
     check_token_types(config, data.columns, f"--model {cfg.model}")
-    if cfg.teacher and is_folder(cfg.teacher):
-        order_texts(data, settings_of(cfg.teacher).get("texts"), f"--teacher {cfg.teacher}")
     return data, replace(config, id2label=data.names, is_span=data.is_span, task=cfg.task)
 
 
@@ -69,17 +69,17 @@ def settings_of(model):
     return settings
 
 
-def order_texts(data, trained, model):
-    """Put the texts of a Dataset into the order in which a model was trained on them, if they have
-    the same names. trained: these names, or nothing if unknown. Raises UserError for another number
-    of texts.
+def load_texts(task, tokenizer, max_length, folder, known, model):
+    """Load a task for a model: with the texts that it was trained on, in this order, if their names
+    are the same. known: settings_of(model). Raises UserError for another number of texts.
     """
+    trained = known.get("texts") or ()
+    data = load_task(task, tokenizer, max_length, folder, trained)
     if trained and len(trained) != len(data.columns):
         raise UserError(f"{model} must get data with {len(trained)} texts ({', '.join(trained)}), "
                         f"as in training, got {len(data.columns)} ({', '.join(data.columns)}). Try "
                         "other data")
-    if trained and set(trained) == set(data.columns):
-        data.columns = tuple(trained)
+    return data
 
 
 def check_token_types(config, texts, model):

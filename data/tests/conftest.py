@@ -55,7 +55,7 @@ def quick(monkeypatch):
 @pytest.fixture
 def offline(monkeypatch, quick):
     """load_task gives a made-up task under the name of a real one; nothing touches a network."""
-    def load_task(name, tokenizer, max_length, folder=""):
+    def load_task(name, tokenizer, max_length, folder="", trained=()):
         raw = make_raw(labels=None if name == "stsb" else ("not_equivalent", "equivalent"))
         return build_dataset(name, raw, tokenizer, max_length)
 
@@ -73,7 +73,7 @@ def squad(monkeypatch, quick):
             made.append((letters[i], " ".join(letters), letters[i + 1], 2 * i + 2))
         return make_squad(*made)
 
-    def load_task(name, tokenizer, max_length, folder=""):
+    def load_task(name, tokenizer, max_length, folder="", trained=()):
         assert name == "squad"
         return build_dataset(name, {"train": rows(40), "validation": rows(8)}, tokenizer,
                              max_length)

@@ -13,7 +13,7 @@ import tokenizers
 import torch
 
 import cofi
-from data.harness import commands, runs
+from data.harness import runs
 from data.harness.journal import Journal
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz", "[MASK]"]
@@ -97,9 +97,8 @@ def write_custom(folder, kind, n=70):
 
 
 def patch_load_task(monkeypatch, load_task):
-    """Replace load_task wherever a program calls it."""
-    for module in (runs, commands):
-        monkeypatch.setattr(module, "load_task", load_task)
+    """Replace load_task where the programs call it."""
+    monkeypatch.setattr(runs, "load_task", load_task)
 
 
 # ---- models and runs -----------------------------------------------------------------------------

@@ -127,6 +127,9 @@ COLUMNS = {
     "acid,label": ("a b,up", ("acid",)),
     "text,label,label_text": ("a b,up,very good", ("text",)),         # SetFit's layout
     "date,time,text,label": ("2024-01-31 12:30:00,12:30,a b,up", ("text",)),
+    "iso,us,text,label": ("2024-01-31T12:30:00+00:00,1/31/2024 12:30 PM,a b,up", ("text",)),
+    "tweeted,text,label": ("2015-02-24 11:35:52 -0800,a b,up", ("text",)),
+    "text,label,labels": ("a b,up,1", ("text",)),
     "price,share,seen,text,label": ("$3.50,7 %,TRUE,a b,up", ("text",)),
     "reviewID,text,label": ("R7,a b,up", ("text",)),
 }
@@ -134,6 +137,7 @@ COLUMNS = {
 OTHER_VALUES = {
     ("12", "NA", "7"): False, ("1", "", "nan"): False, ("en", "en", "en"): False,
     ("yes", "no", "NA"): True, ("x y", "-", "null"): True, ("3 + 4", "5", "6"): True,
+    ("5 a day", "1", "2"): True,
 }
 
 
@@ -151,6 +155,28 @@ def test_what_is_no_text(tmp_path, values):
     assert texts == (("text", "other") if OTHER_VALUES[values] else ("text",))
 
 
+@pytest.mark.parametrize("texts", [("12-5", "8/4"), ("2024-01-31", "2024-02-01"), ("none", "true")])
+def test_figures_are_text_where_nothing_else_is(tmp_path, texts):
+    lines = "".join(f"{text},{i}\n" for i, text in enumerate(texts))
+    assert read(tmp_path, train_csv=f"text,label\n{lines}")[0] == ("text",)
+
+
+def test_texts_of_a_trained_model(tmp_path):
+    """They are read even where they would not be taken for texts."""
+    text = "a,b,label\nx y,1,up\nz,2,down\n"
+    folder = write_files(tmp_path / "d", train_csv=text, validation_csv=text)
+    for trained, texts in ((), ("a",)), (("b", "a"), ("b", "a")), (("a", "c"), ("a",)):
+        assert custom.read_folder(folder, trained)[1] == texts
+
+
+def test_files_that_are_none(tmp_path):
+    """A folder and a broken link beside the files do not matter."""
+    write_files(tmp_path, train_tsv=PLAIN, validation_tsv=PLAIN)
+    (tmp_path / "val.csv").mkdir()
+    (tmp_path / "test.csv").symlink_to("nothing")
+    assert set(custom.find_split_files(tmp_path)) == {"train", "validation"}
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
 def test_byte_order_mark(tmp_path, kind):
     """Excel writes one."""
@@ -162,10 +188,13 @@ def test_byte_order_mark(tmp_path, kind):
 
 @pytest.mark.parametrize("text", [
     "text;label\na, b;up\nc d;down\n", "sep=;\ntext;label\na b;up\nc d;down\n",
-    "text\tlabel\na b\tup\nc d\tdown\n", 'text, "label"\n"a b", "up"\nc d, down\n'])
+    "text\tlabel\na b\tup\nc d\tdown\n", '"text, so long";label\na b;up\nc d;down\n',
+    "text (1; 2; 3),label\na b,up\nc d,down\n", "Text, lang?;Label\na, b;up\nc d;down\n"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_separators_and_encodings_of_excel(tmp_path, text, encoding):
-    assert read(tmp_path, train_csv=text.encode(encoding)) == (("text",), ["down", "up"], [1, 0])
+    assert read(tmp_path, train_csv=text.encode(encoding))[1:] == (["down", "up"], [1, 0])
+    table = custom.read_table(write_files(tmp_path, test_csv="text\na, b;\n") / "test.csv")
+    assert table == {"text": ["a, b;"]}
 
 
 @pytest.mark.parametrize("name", ["validation.csv", "val.csv", "Dev.CSV", "valid.csv"])
@@ -324,11 +353,19 @@ REFUSED = {
                                 "train.tsv must be UTF-8"),
     "numbers with a comma": ({"train_csv": "text;label\na b;3,5\nc d;2\n"},
                              "labels that are numbers must be written as 3.5, got '3,5'"),
+    "numbers with a comma and NA": ({"train_csv": "text;label\na b;3,5\nc d;2\ne f;NA\n"},
+                                    "labels that are numbers must be written as 3.5, got '3,5'"),
+    "a twofold ending": ({"train_csv": "x", "validation_csv": None, "validation_csv_csv": "x"},
+                         "Try to rename validation.csv.csv as validation.csv"),
+    "quotes in a .tsv": ({"train_tsv": TSV + '"a\nb"\tup\n'}, "Try to name it .csv"),
     "a class in other letters": ({"train_tsv": PLAIN, "validation_tsv": TSV + "a\tUP\n"},
                                  "got 'UP' in 1 row. Try to write it as up in all files"),
     "one value in the dev set": ({"train_tsv": TSV + "a\t1.5\nb\t2\n",
                                   "validation_tsv": TSV + "a\t1.5\nb\t1.5\n"},
                                  "a regression must have different values"),
+    "a file of the hub": ({"train_csv": "x", "validation_csv": None,
+                           "validation-00000-of-00001_parquet": "x"},
+                          "Try to export validation-00000-of-00001.parquet as validation.csv"),
     "an export of another kind": ({"train_csv": "x", "validation_csv": None,
                                    "validation_parquet": "x"},
                                   "Try to export validation.parquet as validation.csv"),
@@ -422,6 +459,10 @@ def test_likely_mistakes_are_noted(tmp_path):
     assert load_task("custom", make_tokenizer(), 16, folder).describe()[-2:] == [
         "note       the text column lang has 2 different values only. Remove it if it is no text",
         "note       these classes differ in upper and lower case only: Yes, yes"]
+    text = TSV + "a b\t2.5\nc d\tNA\n"
+    folder = write_files(tmp_path / "g", train_tsv=text, validation_tsv=text)
+    *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()
+    assert note.endswith("some classes are numbers (2.5). For a regression all labels must be")
     text = TSV + "a b\t350000\nc d\t100000.5\n"
     folder = write_files(tmp_path / "e", train_tsv=text, validation_tsv=text)
     *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()

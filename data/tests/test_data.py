@@ -178,7 +178,7 @@ def test_submission(offline, folder, tmp_path, capsys, monkeypatch):
     for task, file, labels, words in (("rte", "RTE", ("entailment", "not_entailment"), None),
                                       ("mrpc", "MRPC", ("not_equivalent", "equivalent"), "01"),
                                       ("stsb", "STS-B", None, None)):
-        def load_task(name, tokenizer, max_length, folder=""):
+        def load_task(name, tokenizer, max_length, folder="", trained=()):
             raw = make_raw(labels=labels)
             secret = make_raw(30, labels=labels, label=-1)["train"]
             return build_dataset(name, raw | {"test": secret}, tokenizer, max_length)

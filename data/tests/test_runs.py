@@ -119,7 +119,7 @@ LOAD_PROGRAM = """if True:
     """
 
 
-def load_one_question(name, tokenizer, max_length, folder=""):
+def load_one_question(name, tokenizer, max_length, folder="", trained=()):
     """Stand in for load_task: SQuAD with one question."""
     raw = make_squad(("q", ALPHABET, "a b", None))
     return build_dataset("squad", {"train": raw, "validation": raw}, tokenizer, max_length)
