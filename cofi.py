@@ -426,8 +426,8 @@ def load_pretrained(model, config, seed=0):
 # DEPARTURE: all masks start nearly open. In the authors' code FFN units start at P(z > 0) = .83, so
 # 11 % of the weights count as pruned before training; here 3 %.
 # DEPARTURE: the authors' code clamps log_alpha to [log .01, log 100]. At log .01 a closed mask
-# still counts as open with P = .05: with all heads and units closed a budget of 5 % is used up.
-# Here the lower end is -10. A value beyond an end moves half of the way back, which keeps ranks.
+# still counts as open with P = .05: even with all heads and units closed s is only .953. Here the
+# lower end is -10. A value beyond an end moves half of the way back, which keeps ranks.
 
 BETA = 2 / 3                                 # temperature
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1        # l, r
