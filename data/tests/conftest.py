@@ -1,5 +1,6 @@
 """Fixtures of the tests in data/tests."""
 import functools
+import os
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -24,6 +25,12 @@ def fast_digest(monkeypatch, request):
     """The hash of an answer is slow on purpose: 16 of them in every copy of the assignment."""
     if request.node.name != "test_questions_of_a_student":
         monkeypatch.setattr(questions, "digest", lambda *values: str(values))
+
+
+@pytest.fixture(autouse=True)
+def fast_disk(monkeypatch):
+    """To write through to the disk matters when the power fails only; it takes milliseconds."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture
