@@ -6,7 +6,7 @@ import argparse
 import difflib
 import math
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
 
@@ -184,14 +184,11 @@ def number_or_text(text):
         return text
 
 
-def default_text(kind, name):
+def default_text(defaults, name):
     """Return the default of a setting as text, and in brackets what it is on other tasks: for
-    prune_epochs of cofi.py "20 (small 100, toy 7)".
+    prune_epochs of cofi.py "20 (small 100, toy 7)". defaults: {size of a task: settings}.
     """
-    # of one task for each set of defaults; of custom nothing is known without its data
-    settings = {task.size: kind.for_task(key) for key, task in TASKS.items() if key != "custom"}
-    values = {size: kind.task if name == "task" else getattr(cfg, name)
-              for size, cfg in settings.items()}
+    values = {size: getattr(cfg, name) for size, cfg in defaults.items()}
     texts = {size: f"{value:g}" if isinstance(value, float) else str(value)
              for size, value in values.items()}
     default = texts["large"]
@@ -205,14 +202,18 @@ def make_parser(kind, doc, commands={}):
     doc: the docstring of the file, whose first paragraph is shown; commands: {flag: (metavar,
     help)}, of which at most one may be given.
     """
+    # one task for each set of defaults; of custom nothing is known without its data
+    defaults = {task.size: replace(kind.for_task(name), task=kind.task)
+                for name, task in TASKS.items() if name != "custom"}
     small = ", ".join(name for name, task in TASKS.items() if task.size == "small")
     parser = Parser(description=(doc or "").split("\n\n")[0], allow_abbrev=False,
                     epilog=f"Defaults in brackets hold for small sets ({small} up to "
                            f"{SMALL_TASK_MAX_ROWS:,} rows), for squad and for the toy.")
     for f in fields(kind):
         notes = [" ".join(f.metadata["choices"])] if "choices" in f.metadata else []
-        if default_text(kind, f.name):
-            notes.append(f"default {default_text(kind, f.name)}")
+        default = default_text(defaults, f.name)
+        if default:
+            notes.append(f"default {default}")
         help = f.metadata["help"].replace("%", "%%")
         if notes:
             help += f" [{'; '.join(notes)}]"
