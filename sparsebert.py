@@ -144,8 +144,7 @@ def magnitude_mask(weight, mask, sparsity, block=1):
     weight (rows, columns); mask: the one before, bool of the same shape. A weight that it has
     closed comes back only if too few others are open. With block > 1, blocks of block x block
     weights stay or go as a whole, ranked by the sum of their magnitudes; a block is closed if all
-    of it is.
-    Returns bool (rows, columns).
+    of it is. Returns bool (rows, columns).
 
     Example:
     >>> W = torch.tensor([[0.1, -0.9], [0.5, 0.2]])

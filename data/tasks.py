@@ -141,7 +141,7 @@ class Dataset:
                    f"know: {unknown:.0%}")
         if self.task is not TASKS["custom"]:
             return
-        for name in self.columns[1:] and self.columns:
+        for name in self.columns if len(self.columns) == 2 else ():
             values = self.raw["train"].unique(name)
             if len(values) * MIN_REPEATS <= len(self.raw["train"]):
                 yield (f"the text column {name} has {len(values)} different values only. Remove it "
@@ -149,7 +149,8 @@ class Dataset:
         numbers = [custom.as_number(name) for name in self.names or ()]
         fractions = [number for number in numbers if number and not number.is_integer()]
         if fractions:       # only numbers would be a regression
-            yield f"some classes are numbers ({fractions[0]}). For a regression all labels must be"
+            yield (f"some classes are numbers ({fractions[0]}), others are not. For a regression "
+                   "write all labels as numbers")
         lower = [name.lower() for name in self.names or ()]
         alike = [name for name in self.names or () if lower.count(name.lower()) > 1]
         if alike:

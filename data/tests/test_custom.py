@@ -462,7 +462,8 @@ def test_likely_mistakes_are_noted(tmp_path):
     text = TSV + "a b\t2.5\nc d\tNA\n"
     folder = write_files(tmp_path / "g", train_tsv=text, validation_tsv=text)
     *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()
-    assert note.endswith("some classes are numbers (2.5). For a regression all labels must be")
+    assert note.endswith("some classes are numbers (2.5), others are not. For a regression write "
+                         "all labels as numbers")
     text = TSV + "a b\t350000\nc d\t100000.5\n"
     folder = write_files(tmp_path / "e", train_tsv=text, validation_tsv=text)
     *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()
