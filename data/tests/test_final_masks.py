@@ -135,8 +135,8 @@ def test_parts_that_are_larger_than_the_budget():
         log_alpha.data.fill_(value)
     z = final_masks(masks, 0.574)
     assert count(64, z)[0] == 4 * 128 * 128 and (z["z_head"] > 0).all()
-    for L, d, f in itertools.product((1, 2), (1, 8), (4, 32)):
-        for groups in SUBSETS[::16]:
+    for L, d, f in itertools.product((1, 2), (1, 8), (1, 32)):
+        for groups in SUBSETS[::9]:
             masks = random_masks(make_config(L, d, 2, 2, f), groups)
             t = random_target(masks)
             left, _ = count(2, final_masks(masks, t))
