@@ -163,7 +163,8 @@ class Settings(RunConfig):
 # z_mha and z_ffn are one number for each layer, z_head one for each head, z_int one for each FFN
 # unit. A mask of 0 makes the weights behind it useless: section 5 removes them.
 # z_hidn is one vector for the whole network, because the residual stream is one stream. It
-# multiplies the output of the embeddings, of every MHA, FFN and LayerNorm.
+# multiplies the output of every MHA, FFN and LayerNorm, that of the embeddings included. So a
+# half-open dimension is scaled in both places, as in the authors' code.
 #
 # The paper leaves open what LayerNorm averages over. As in the authors' code: over the hidden
 # dimensions that z_hidn keeps, because the pruned network has no others. Masked sums do this
@@ -371,8 +372,8 @@ class BERT(nn.Module):
     def forward(self, input_ids, token_type_ids, attention_mask, z_hidn=None, **z):
         """input_ids, token_type_ids (B, T) int64; attention_mask (B, T) bool, False at padding.
 
-        z: z_mha, z_head, z_ffn, z_int. Give all five masks or none; one that is switched off is a
-        tensor of ones. Returns Output.
+        z: z_mha (L), z_head (L, h), z_ffn (L), z_int (L, f). Give all five masks, with z_hidn (d),
+        or none; one that is switched off is a tensor of ones. Returns Output.
         """
         x = self.embeddings(input_ids, token_type_ids, z_hidn)      # (B, T, d)
         hidden_states = [x]
@@ -421,7 +422,8 @@ def load_pretrained(model, config, seed=0):
 # beta, the closer it is to 0 or 1. Stretching sigma from (0, 1) to (l, r) and clamping it gives
 # exact zeros and ones with a positive probability. In between there is a gradient in log_alpha.
 # z > 0 means sigma > -l / (r - l). The distribution function of the noise is the sigmoid, which
-# gives the last line. Once training is over there is no more noise: see final_z.
+# gives the last line. Once training is over there is no more noise. As in the authors' code, what
+# stays open then gets the value sigmoid(.8 log_alpha / beta), without stretching and clamping.
 #
 # DEPARTURE: all masks start nearly open. In the authors' code FFN units start at P(z > 0) = .83, so
 # 11 % of the weights count as pruned before training; here 3 %.
@@ -435,7 +437,7 @@ EPS = 1e-6                                   # keeps logit(u) finite
 LOG_ALPHA_INIT = 3.0                         # P(z > 0) = .99
 LOG_ALPHA_MIN = -10.0                        # ours; P(z > 0) = .0002
 LOG_ALPHA_MAX = 4.6                          # authors' code; far above it gradients are tiny
-FINAL_SHARPNESS = 0.8                        # an empirical constant of the authors' library
+FINAL_SHARPNESS = 0.8                        # authors' code, from Wang et al. 2020
 
 
 def sample_z(log_alpha, u=None):
@@ -520,7 +522,7 @@ class Masks(nn.Module):
 
 
 # --------------------------------------------------------------------------------------------------
-# 3. Size and Lagrangian (§3.1)
+# 3. Size (§3.1) and Lagrangian
 # --------------------------------------------------------------------------------------------------
 # A weight survives if every mask on its way is open. Masks are independent, so the expected number
 # of weights is the following with z replaced by P(z > 0):
@@ -545,7 +547,10 @@ class Masks(nn.Module):
 
 
 def expected_size(k, z_mha, z_head, z_ffn, z_int, z_hidn):
-    """Count the weights of the encoder's matrices: expected with P(z > 0), exact with 0 and 1."""
+    """Count the weights of the encoder's matrices: expected with P(z > 0), exact with 0 and 1.
+
+    k: size of a head; z_mha, z_ffn (L); z_head (L, h); z_int (L, f); z_hidn (d). Returns ().
+    """
     mha = 4 * k * torch.einsum("l,li,j->", z_mha, z_head, z_hidn)   # ()          §3.1 expected size
     ffn = 2 * torch.einsum("l,li,j->", z_ffn, z_int, z_hidn)        # ()          §3.1 expected size
     return mha + ffn
@@ -627,7 +632,7 @@ def distilled_layers(L):
 
 
 def alive_layers(hidden_states):
-    """Return which layers have weights left, (L) bool: a dead one returns its input unchanged.
+    """Return which layers change their input, (L) bool: those that have weights left.
 
     hidden_states: L + 1 states (B, T, d), as in Output.
     """
@@ -711,23 +716,23 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer):
 # --------------------------------------------------------------------------------------------------
 # 5. Pruning (§3.1): from log_alpha to final masks, and to a network that is that small
 # --------------------------------------------------------------------------------------------------
-# The paper's rule (`deterministic_masks`):
-#     a layer mask is open if P(z > 0) >= .5
-#     of a layer's heads, of its FFN units and of the hidden dimensions the round(sum P(z > 0)) with
-#     the highest log_alpha are open
+# The authors' rule (`deterministic_masks`):
+#     z_mha and z_ffn of a layer are open if their P(z > 0) >= .5
+#     of a layer's heads, of its FFN units and of the hidden dimensions, as many are open as are
+#     expected to be, round(sum P(z > 0)): those with the highest log_alpha
 #
-# DEPARTURE: this rule alone misses the target by up to 1.5 points. Here a number is added to all
-# log_alpha before it is applied: the largest one for which the structure fits the budget of
-# (1 - t) M weights. If the Lagrangian has brought s to t, it is almost 0. A head or a hidden
-# dimension is too large for what is left of the budget. So the finest group (the FFN units) gets a
-# number of its own and fills it; if all units are too few, the FFN layers get one, too. The
-# sparsity is never below its target, and above it by less than one unit (more only where masks of a
-# group are exactly equal, and in tiny networks, in which a single part exceeds the budget).
+# DEPARTURE: this rule alone misses the target by up to 1.5 points. So a shift is added to all
+# log_alpha first: the largest one for which at most (1 - t) M weights are left, the budget. If the
+# Lagrangian has brought s to t, the shift is almost 0. The rest of the budget is then too small for
+# a head or a hidden dimension. So the finest group (the FFN units) gets a shift of its own that
+# fills the budget; if all units are too few, z_ffn gets one, too. The sparsity is never below its
+# target, and above it by less than one unit (more only where masks of a group are exactly equal,
+# and in tiny networks, in which a single part exceeds the budget).
 #
 # A pruned matrix is diag(z_rows) W diag(z_columns) without the closed rows and columns. With the
 # masks folded into the weights, the pruned network has the outputs of the masked one, and the same
 # gradients. So it serves twice: for the result, and on a CPU in every step with masks
-# (`leave_out`), which then costs only what the sample of the masks leaves open.
+# (`build_subnetwork`), which then costs only what the sample of the masks leaves open.
 #
 # DEPARTURE: the authors' code does not fold z_hidn into LayerNorm and into biases, so that masked
 # and pruned network differ.
@@ -743,8 +748,9 @@ FAR = 1000.0                                        # beyond any log_alpha; a ba
 
 
 def bisect(fits):
-    """Return the largest shift that fits and the smallest one that does not, which almost equal
-    each other: about FAR if all fit, and about -FAR if none does.
+    """Return (low, high), almost equal: the largest shift that fits, the smallest that does not.
+
+    Both are about FAR if every shift fits, and about -FAR if none does.
 
     Example:
     >>> largest, smallest = bisect(lambda shift: shift <= 0.5)
@@ -768,7 +774,7 @@ def descending_rank(score):
 
 
 def deterministic_masks(p, rank):
-    """Return {group: 0 or 1}: the layers with P(z > 0) >= .5, and the expected number of units.
+    """Return {group: 0 or 1}: z_mha and z_ffn by P(z > 0) >= .5, of others the expected number.
 
     p: {group: P(z > 0)}; rank: {group: rank of each mask in its row}, 0 for what is kept first. A
     row: the heads or FFN units of one layer, or the hidden vector.
@@ -791,7 +797,7 @@ def deterministic_masks(p, rank):
 
 @torch.no_grad()
 def final_masks(masks, t):
-    """Return the final masks: of sparsity t, or above it by less than one unit of the finest group.
+    """Return the final masks: of sparsity t, or above it by less than one mask of the finest group.
 
     The finest group is that of the FFN units; if those are off, hidden dimensions, heads or layers.
     Returns {group: z}: 0 if closed or in a dead layer, its final value if open, 1 if the group is
@@ -801,9 +807,9 @@ def final_masks(masks, t):
     rank = {group: descending_rank(a) for group, a in log_alpha.items()}
     finest = next(group for group in FINEST_FIRST if log_alpha[group].isfinite().all())
 
-    def structure(shift, layer_shift, unit_shift):
-        """unit_shift is added to the finest group, layer_shift to the layers that hold it."""
-        shifts = {finest: unit_shift, LAYER_OF.get(finest): layer_shift}
+    def structure(shift, layer_shift, finest_shift):
+        """finest_shift is added to the finest group, layer_shift to the layers that hold it."""
+        shifts = {finest: finest_shift, LAYER_OF.get(finest): layer_shift}
         p = {group: keep_prob(a + shifts.get(group, shift)) for group, a in log_alpha.items()}
         z = deterministic_masks(p, rank)
         # without any hidden dimension there is no network
@@ -814,7 +820,8 @@ def final_masks(masks, t):
         # 1e-12, far less than one weight of a BERT, is for rounding errors
         return masks.sparsity(structure(*shifts)) >= t - 1e-12      # § budget
 
-    # one shift for all groups, then one for the layers of the finest group, then one for that group
+    # One shift for all groups, one for the layers of the finest group, and one for that group.
+    # Ranks do not change: a larger shift only opens masks. So the size grows with the shift.
     shift, too_large = bisect(lambda x: fits(x, x, x))
     if fits(shift, FAR, FAR) and fits(too_large, too_large, -FAR):
         # Even all units do not fill the budget. Take the next larger structure, with fewer units.
@@ -823,8 +830,8 @@ def final_masks(masks, t):
     # layers stay as they are, unless all units of the open ones would not fill the budget
     _, needed = bisect(lambda x: fits(shift, x, FAR))
     layer_shift = max(shift, needed)
-    unit_shift, _ = bisect(lambda x: fits(shift, layer_shift, x))
-    z = structure(shift, layer_shift, unit_shift)
+    finest_shift, _ = bisect(lambda x: fits(shift, layer_shift, x))
+    z = structure(shift, layer_shift, finest_shift)
     for units, layer in LAYER_OF.items():
         # a layer without units has no effect, nor have the units of a closed layer
         z[layer] = is_alive(z[layer], z[units]).to(z[units])
@@ -879,7 +886,7 @@ def fold_ffn(new, old, z_ffn, z_int, z_hidn):
     fold_norm(new.norm, old.norm, z_hidn)
 
 
-def leave_out(bert, z):
+def build_subnetwork(bert, z):
     """Build the network that masks leave: closed parts removed, soft values folded into weights.
 
     z: the five masks. Returns a new BERT with the outputs of the masked one. Its weights are
@@ -928,11 +935,11 @@ def leave_out(bert, z):
 
 @torch.no_grad()
 def prune_model(bert, z):
-    """Return leave_out(bert, z) as a network of its own, to be trained and saved.
+    """Return build_subnetwork(bert, z) as a network of its own, to be trained and saved.
 
     z: the five masks, as from final_masks.
     """
-    small = leave_out(bert, z)
+    small = build_subnetwork(bert, z)
     table = bert.embeddings.word.weight[:, z["z_hidn"] > 0]
     small.embeddings.word = nn.Embedding.from_pretrained(table)
     # a copy, because the classifier is bert's
@@ -942,7 +949,7 @@ def prune_model(bert, z):
 # --------------------------------------------------------------------------------------------------
 # 6. Training: one loop for teacher, pruning and fine-tuning
 # --------------------------------------------------------------------------------------------------
-#     teacher    min over weights:              L_label
+#     teacher    min over weights:              label_loss
 #     prune      min over weights, log_alpha,
 #                max over lambda1, lambda2:    L_distil + L_c
 #     finetune   min over weights:              L_distil, of the pruned network
@@ -971,8 +978,8 @@ MAX_MASK_LR_SCALE = 20               # ours
 def target_sparsity(step, num_steps, cfg):
     """Return t at a step, 0 before the masks start.
 
-    Of several sparsities t stays at the last but one until it rises to the last. There the masks
-    are sampled from the first step.
+    Of several sparsities only the rise from the last but one to the last is left. Before it, t is
+    the last but one, and the masks are sampled from the first step.
     """
     before, last = cfg.ramp()                   # of one sparsity: 0 and the target
     start = cfg.mask_start * num_steps
@@ -1011,7 +1018,8 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
 def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=None):
     """Run one stage, in place: "teacher" on labels, "prune" with masks, "finetune" without.
 
-    journal: from it an interrupted stage resumes; teacher: a CachedTeacher, or None for the labels.
+    data: its train and dev sets; journal: from it an interrupted stage resumes; teacher: a
+    CachedTeacher, which knows an example by its index, or None for the labels.
     Returns what was logged last, with the dev scores and m, and the seconds of the stage.
     """
     device = bert.classifier.weight.device
@@ -1035,7 +1043,7 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
         if z and device.type == "cpu":
             # Outputs and gradients are the same (only dropout draws other numbers), and closed
             # parts cost nothing. On a GPU the masks multiply: the CPU would have to wait for it.
-            student = leave_out(bert, z)
+            student = build_subnetwork(bert, z)
             project = partial(F.linear, weight=W_layer.weight[:, z["z_hidn"] > 0])
         with autocast(device, cfg.bf16):
             out_t = teacher(indices, inputs) if teacher else None
@@ -1073,13 +1081,13 @@ def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=Non
 # --------------------------------------------------------------------------------------------------
 # 7. Main: one run, from the teacher to the report
 # --------------------------------------------------------------------------------------------------
-#     pre-trained BERT -- teacher --> teacher
-#     pre-trained BERT -- prune, distilled from the teacher --> log_alpha
-#     log_alpha        -- final_masks, prune_model --> pruned BERT
-#     pruned BERT      -- finetune, distilled from the teacher --> result
+#     pre-trained BERT   -- train("teacher") -->                            teacher
+#     pre-trained BERT   -- train("prune"), distilled from the teacher -->  student, log_alpha
+#     student, log_alpha -- final_masks, prune_model -->                    pruned BERT
+#     pruned BERT        -- train("finetune"), distilled from the teacher --> result
 #
-# The student starts from the pre-trained model, not from the teacher; the authors found no
-# difference. A baseline (--structure) prunes the teacher.
+# DEPARTURE: figure 1 of the paper says that the fine-tuned BERT is pruned. The authors' code starts
+# from the pre-trained one, and so does this file. (A baseline, --structure, prunes the teacher.)
 
 
 def run(cfg):

@@ -1,6 +1,6 @@
 """The harness: what every training run needs and neither paper is about.
 
-    cli         flags from a dataclass of settings, and the exit codes
+    cli         flags from a dataclass of settings
     device      device, precision and threads
     runs        folders of runs and teachers, and which settings must agree
     journal     the log of a run, and the checkpoints it resumes from
@@ -9,7 +9,7 @@
     baselines   structures that are chosen without learning (--structure)
     evaluate    training batches, predictions and scores
     knowledge   what an encoder still knows of its language (sparsebert.py)
-    console     the columns of the log
+    console     the columns of the log, the terminal, exit codes
     drawing     what is left of a network, as text
     charts      runs as SVG
     report      speed-up, result.json and the printed report

@@ -45,7 +45,7 @@ def test_leaving_out_is_masking(config, closed):
             z[closed][1] = 0
     W_layer = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
     kept = z["z_hidn"] > 0
-    small = cofi.leave_out(bert, z)
+    small = cofi.build_subnetwork(bert, z)
     losses = []
     for out, weight in ((bert(**batch, **z), W_layer.weight),
                         (small(**batch), W_layer.weight[:, kept])):
@@ -71,11 +71,11 @@ def test_training_on_what_is_left_is_training_with_masks(folder, tmp_path, offli
     (folder / "config.json").write_text(json.dumps(config | {"hidden_dropout_prob": 0.0}))
     words = ["--sparsity", "0.7", "--prune_lr", "1e-3", "--prune_epochs", "100", "--no-bf16"]
     weights = []
-    leave_out, prune_model = cofi.leave_out, cofi.prune_model
+    build_subnetwork, prune_model = cofi.build_subnetwork, cofi.prune_model
 
     def prune(bert, z):
         with monkeypatch.context() as patch:
-            patch.setattr(cofi, "leave_out", leave_out)
+            patch.setattr(cofi, "build_subnetwork", build_subnetwork)
             return prune_model(bert, z)
 
     def masked(bert, z):
@@ -92,7 +92,7 @@ def test_training_on_what_is_left_is_training_with_masks(folder, tmp_path, offli
         assert any(-1 in (r["m"] or []) for r in read_log(run))         # no candidate was left
         weights.append(torch.load(run / "pytorch_model.bin", weights_only=True))
         monkeypatch.setattr(cofi, "prune_model", prune)
-        monkeypatch.setattr(cofi, "leave_out", masked)
+        monkeypatch.setattr(cofi, "build_subnetwork", masked)
     assert weights[0].keys() == weights[1].keys()
     for name, expected in weights[1].items():
         # softmax does not see the bias of a key: its gradient is rounding error
