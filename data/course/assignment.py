@@ -143,6 +143,7 @@ def write_assignment(folder, numbers=tuple(PARTS), seed=""):
     if folder.exists() and (not folder.is_dir() or any(x.name != ".git" for x in folder.iterdir())):
         raise UserError(f"--assignment must be a new or an empty folder, got {folder}")
     check_parts(numbers)
+    seed = seed.strip()                 # answers.txt has no spaces at the end of a line
     shutil.copytree(ROOT / "data", folder / "data", ignore=left_out)
     for name in ("test_cofi.py", "requirements.txt", "LICENSE"):
         shutil.copy(ROOT / name, folder)

@@ -3,6 +3,8 @@
 The copy for an assignment has --guide, --answer and --benchmark; the other modules are not in it.
 """
 import importlib
+import re
+import sys
 from pathlib import Path
 
 import cofi
@@ -61,6 +63,8 @@ def parse_parts(text):
 
 def run_command(arguments, tests):
     """Run one of the commands of test_cofi.py, the module `tests`. Returns the exit code."""
+    # a number after --answer may begin with a minus sign: behind a space it is no flag
+    arguments = [f" {x}" if re.match(r"-[\d.]", x) else x for x in arguments or sys.argv[1:]]
     given = make_parser().parse_args(arguments)
     for name, highest in ("batch_size", 65536), ("threads", 1024), ("turns", 10_000):
         check_in_range(name, getattr(given, name), 1, highest)

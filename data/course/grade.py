@@ -10,15 +10,11 @@ every test of its part that calls it, with all other functions being right.
 Written to FOLDER: results.json (as Gradescope reads it), junit.xml; for many students a folder for
 each, and grades.csv.
 """
-import ast
 import csv
 import json
 import operator
-import textwrap
 import time
-import zipfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from xml.etree import ElementTree
 
 from data.course import quality as measure_quality
@@ -29,15 +25,14 @@ from data.course.questions import is_right, same_as
 from data.course.remote import RemoteError, Server, Submission, replaced
 from data.course.runner import run_test, tests_of
 from data.course.sheet import sheet
-from data.course.source import definitions
+from data.course.submissions import (find_functions, insert, read_answers, read_submission,
+                                     submissions_of)
 from data.errors import UserError
 from data.files import write_text
 
 # seconds that the tests of a part may take
 SECONDS = {1: 60, 2: 60, 3: 60, 4: 60, 5: 60, 6: 60}
-FILES = ("cofi.py", "sparsebert.py", "answers.txt", "sheet.json")
 QUALITY_PART = 7                # of --quality; its points are in quality.py
-MAX_BYTES = 10 * 2**20          # of a file of a submission
 
 
 @dataclass
@@ -61,114 +56,6 @@ class Report:
 
     def score(self, part=None):
         return sum(grade.earned for grade in self.grades if part in (None, grade.part))
-
-
-# ---- What was handed in --------------------------------------------------------------------------
-
-
-def read_submission(path):
-    """Return {name: text} of those of FILES that are there, and notes on what is not.
-
-    path: a .py file, a .zip, or a folder; the files may be in a folder within.
-    """
-    found, notes = {}, []
-    try:
-        if path.suffix == ".zip" or zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for info in sorted(archive.infolist(), key=lambda info: info.filename.count("/")):
-                    keep(found, Path(info.filename), lambda: read_member(archive, info))
-        elif path.is_dir():
-            files = [file for file in path.rglob("*") if file.name in FILES]
-            for file in sorted(files, key=lambda file: len(file.parts)):
-                keep(found, file.relative_to(path), file.read_bytes)
-        else:
-            keep(found, Path("sparsebert.py" if "sparsebert" in path.name else "cofi.py"),
-                 path.read_bytes)
-    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
-        notes.append(f"{path.name} cannot be read ({error})")
-    texts = {}
-    for name, content in found.items():
-        try:
-            texts[name] = content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            notes.append(f"{name} is not UTF-8")
-    for name in ("cofi.py", "sparsebert.py"):
-        if name not in found:
-            notes.append(f"{name} was not handed in")
-    return texts, notes
-
-
-def keep(found, path, read):
-    """Keep the first of each of FILES, the least nested one."""
-    hidden = any(part.startswith((".", "__")) for part in path.parts)
-    if path.name in FILES and path.name not in found and not hidden:
-        content = read()
-        if len(content) <= MAX_BYTES:
-            found[path.name] = content
-
-
-def read_member(archive, info):
-    return archive.read(info) if info.file_size <= MAX_BYTES else bytes(MAX_BYTES + 1)
-
-
-def find_functions(texts, parts):
-    """Return ({(part, name): source of the function}, notes) of some parts of a submission."""
-    written, notes = {}, []
-    for number in parts:
-        part = PARTS[number]
-        text = texts.get(part.file)
-        if text is None:
-            continue
-        try:
-            nodes = definitions(text)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            note = f"{part.file} does not parse: {error}"
-            notes += [note] if note not in notes else []
-            continue
-        for name in part.write:
-            if name not in nodes:
-                notes.append(f"{part.file} has no {name}")
-            elif not is_blank(nodes[name], f"part {number}: {name}"):
-                written[number, name] = ast.get_source_segment(text, nodes[name], padded=True)
-    return written, notes
-
-
-def read_answers(texts):
-    """Return (seed, {question: text}, notes) of answers.txt.
-
-    Its line `seed` says whose questions these are. If it is missing, sheet.json of the student's
-    copy does.
-    """
-    answers, notes = {}, []
-    for line in texts.get("answers.txt", "").splitlines():
-        question, _, text = line.strip().partition(" ")
-        answers[question.strip("*.:)").lower()] = text.strip(" =:")
-    seed = answers.pop("seed", None)
-    if seed is None:
-        try:
-            seed = str(json.loads(texts.get("sheet.json", "{}")).get("seed", ""))
-        except (ValueError, AttributeError):
-            seed = ""
-        if answers and not seed:
-            notes.append("answers.txt has no line `seed`: taken as answers without one")
-    return seed, {question: text for question, text in answers.items() if text}, notes
-
-
-def is_blank(node, message):
-    """Whether a function is still what the assignment holds: a docstring, and its error."""
-    last = node.body[-1]
-    return isinstance(last, ast.Raise) and message in ast.dump(last)
-
-
-def insert(source, functions):
-    """Return a source in which functions are replaced. functions: {name: source}."""
-    nodes, lines = definitions(source), source.splitlines()
-    for name in sorted(functions, key=lambda name: -nodes[name].lineno):
-        node = nodes[name]
-        indent = " " * node.col_offset
-        text = textwrap.indent(textwrap.dedent(functions[name]), indent)
-        lines[node.lineno - 1:node.end_lineno] = text.splitlines()
-    return "\n".join(lines) + "\n"
 
 
 # ---- Grading -------------------------------------------------------------------------------------
@@ -238,14 +125,13 @@ class Grader:
             submission.close()
         return None
 
-    def grade(self, path, quality=False):
+    def grade(self, student, paths, quality=False):
         """Return the Report of one submission. quality: also run its cofi.py as a whole."""
         start = time.perf_counter()
-        texts, notes = read_submission(path)
+        texts, notes = read_submission(paths)
         written, more = find_functions(texts, PARTS if quality else self.parts)
         seed, answers, about_answers = read_answers(texts)
-        name = path.stem if path.suffix == ".zip" else path.name
-        report = Report(name, seed, notes=notes + more + about_answers)
+        report = Report(student, seed, notes=notes + more + about_answers)
         for number in self.parts:
             points = POINTS[number]
             functions = {name: written[number, name] for name in points
@@ -369,21 +255,15 @@ def write_grades(path, reports):
                              "; ".join(report.notes)])
 
 
-def submissions_of(path):
-    """Return the submissions in a path: itself, or what is in a folder of many."""
-    if not path.exists():
-        raise UserError(f"--grade must be a file, a folder or a .zip, got {path}: it does not "
-                        "exist")
-    if not path.is_dir() or any((path / name).exists() for name in ("cofi.py", "sparsebert.py")):
-        return [path]
-    inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    many = [entry for entry in inside if entry.is_dir() or entry.suffix in (".py", ".zip")]
-    if len(many) == 1 and many[0].is_dir():         # a zip unpacked into a folder
-        return submissions_of(many[0])
-    if not many:
-        raise UserError(f"--grade must hold cofi.py, sparsebert.py or submissions, got {path} "
-                        "with neither")
-    return many
+def check_results(results, students):
+    """Raise UserError if a folder holds grades of other students: grades.csv would lose them."""
+    path = results / "grades.csv"
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            others = {row["student"] for row in csv.DictReader(file)} - set(students)
+        if others:
+            raise UserError(f"--results must be a folder without grades of others, got {results} "
+                            f"with those of {', '.join(sorted(others)[:3])}. Try another folder")
 
 
 def grade(path, results, modules, tests, quality=False, parts=tuple(PARTS)):
@@ -391,18 +271,25 @@ def grade(path, results, modules, tests, quality=False, parts=tuple(PARTS)):
     folder. Returns the Reports.
     """
     check_parts(parts)
-    paths = submissions_of(path)
+    submissions = submissions_of(path, results)
+    is_class = len(submissions) > 1
+    if is_class:
+        check_results(results, submissions)
     reports = []
     with Server() as server:
         grader = Grader(server, modules, tests, parts)
-        for one in paths:
-            report = grader.grade(one, quality)
+        for student, paths in submissions.items():
+            try:
+                report = grader.grade(student, paths, quality)
+            except Exception as error:      # no submission may stop the grading of the others
+                note = f"could not be graded ({type(error).__name__}: {error}): grade it by hand"
+                report = Report(student, notes=[note])
             reports.append(report)
             print_report(report)
-            folder = results / report.student if len(paths) > 1 else results
+            folder = results / report.student if is_class else results
             write_text(folder / "results.json", json.dumps(gradescope(report), indent=2) + "\n")
             write_text(folder / "junit.xml", junit([report]))
-    if len(paths) > 1:
-        write_grades(results / "grades.csv", reports)
-        write_text(results / "junit.xml", junit(reports))
+            if is_class:                    # after each one: nothing is lost if it is interrupted
+                write_grades(results / "grades.csv", reports)
+                write_text(results / "junit.xml", junit(reports))
     return reports

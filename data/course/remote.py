@@ -37,19 +37,37 @@ class Server:
     def __enter__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="grade-"))
         shutil.copytree(ROOT / "data", self.folder / "copy" / "data", ignore=left_out)
-        path = str(self.folder / "socket")
+        self.path = str(self.folder / "socket")
+        self.start()
+        return self
+
+    def start(self):
+        """Start the process that makes others. Also again, if a submission has ended it."""
         program = str(ROOT / "data/course/worker.py")
-        command = [sys.executable, program, str(self.folder / "copy"), path]
+        command = [sys.executable, program, str(self.folder / "copy"), self.path]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
                                         cwd=self.folder / "copy")
         if self.process.stdout.readline() != "ready\n":
             raise RuntimeError("the process for submissions has not started")
-        self.path = path
-        return self
 
-    def __exit__(self, *_):
+    def stop(self):
         self.process.kill()
         self.process.communicate()
+        Path(self.path).unlink(missing_ok=True)
+
+    def connect(self):
+        """Return a connection to a process of its own."""
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(self.path)
+        except OSError:
+            self.stop()
+            self.start()
+            connection.connect(self.path)
+        return connection
+
+    def __exit__(self, *_):
+        self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -63,8 +81,7 @@ class Submission:
         self.deadline = time.monotonic() + seconds
         self.seconds = seconds
         self.calls = 0
-        self.connection = socket.socket(socket.AF_UNIX)
-        self.connection.connect(server.path)
+        self.connection = server.connect()
         self.pid = self.receive()["answer"]
         try:
             self.ask("load", sources)
@@ -116,6 +133,9 @@ class Submission:
         tensors = flatten(arguments)
         with torch.no_grad():
             for i, value in changed.items():
+                if value.shape != tensors[i].shape:
+                    raise RemoteError(f"a weight must have the shape {tuple(tensors[i].shape)}, "
+                                      f"got {tuple(value.shape)}")
                 tensors[i].copy_(value)
         number = self.calls
         self.calls += 1

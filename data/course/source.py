@@ -23,6 +23,12 @@ def definitions(source):
     return found
 
 
+def source_of(source, node):
+    """Return the lines of a definition, its decorators included."""
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return "\n".join(re.split(r"\r\n|\r|\n", source)[first - 1:node.end_lineno])
+
+
 def function_at(source, line):
     """Return the name of the innermost function or class that holds a line, or "".
 

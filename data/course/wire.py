@@ -2,6 +2,7 @@
 import io
 import struct
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -54,7 +55,7 @@ def detached(value):
         return parts if isinstance(value, list) else tuple(parts)
     if isinstance(value, dict):
         return {key: detached(x) for key, x in value.items()}
-    return value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def flatten(value):

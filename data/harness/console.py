@@ -146,7 +146,8 @@ def exit_code(name, start):
     except Interrupted as stop:
         code, message = 130, str(stop)
     except KeyboardInterrupt:           # outside of training
-        code, message = 130, "stopped; the same command continues"
+        code, message = 130, "stopped; the same command " + (
+            "starts again" if name == "test_cofi" else "continues")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

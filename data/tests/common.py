@@ -66,6 +66,20 @@ def explained(hint):
         raise AssertionError(f"{type(error).__name__}: {error}\n  likely {hint}") from error
 
 
+def assert_gradient(function, x, hint):
+    """Assert that the gradient in x is that of difference quotients, in a random direction."""
+    direction, x = 1e-2 * torch.randn_like(x), x.detach().requires_grad_()
+    y = function(x)
+    weights, gradient = torch.randn_like(y), None
+    if y.requires_grad:
+        gradient, = torch.autograd.grad((y * weights).sum(), x, allow_unused=True)
+    assert gradient is not None, f"the result has no gradient\n  likely {hint}"
+    with torch.no_grad():
+        expected = (function(x + direction) - function(x - direction)) * weights / 2
+    assert_close((gradient * direction).sum(), expected.sum(), f"the value is right, its gradient "
+                 f"is not: {hint}", atol=2e-4)
+
+
 def make_bert(config=TINY):
     """Return a BERT whose weights, biases and LayerNorms are all far from trivial."""
     bert = cofi.BERT(config).eval()

@@ -222,6 +222,13 @@ def test_autograder(tmp_path):
     result = json.loads((root / "results/results.json").read_text("utf-8"))
     assert result["score"] == sum(POINTS[6].values()) + POINT_OF_A_QUESTION
     assert {test["number"][0] for test in result["tests"]} == {"3", "6"}
+    shutil.rmtree(root / "submission")
+    (root / "submission").mkdir()
+    (root / "results/results.json").unlink()
+    subprocess.run(["bash", str(root / "source/run_autograder")], check=True, capture_output=True,
+                   env=os.environ | {"AUTOGRADER": str(root), "PYTHONPATH": packages})
+    result = json.loads((root / "results/results.json").read_text("utf-8"))
+    assert result["score"] == 0 and "Hand in cofi.py" in result["output"]
 
 
 # ---- the guide -----------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """Grading: the table of mistakes, what earns points, what does not, and what is written."""
 import ast
+import contextlib
 import csv
 import json
+import os
 import shutil
+import sys
 import textwrap
 import zipfile
 from xml.etree import ElementTree
@@ -12,12 +15,12 @@ import pytest
 import cofi
 import sparsebert
 import test_cofi
-from data.course import assignment, grade, runner
+from data.course import assignment, grade, runner, submissions
 from data.course.guide import ROOT
 from data.course.mistakes import MISTAKES
 from data.course.remote import Server
 from data.course.sheet import sheet
-from data.course.source import definitions
+from data.course.source import definitions, source_of
 from data.tests.common import slow
 
 MODULES = {"cofi": cofi, "sparsebert": sparsebert}
@@ -85,12 +88,17 @@ def hand_in(folder, texts):
     return folder
 
 
+def graded(grader, folder):
+    """Grade a submission in a folder. Returns its Report."""
+    return grader.grade(folder.name, [folder])
+
+
 def solve(texts, number):
     """Return the texts of a submission with one part solved."""
     file, write = assignment.PARTS[number]
     nodes, source = definitions(SOURCES[file[:-3]]), SOURCES[file[:-3]]
-    functions = {name: ast.get_source_segment(source, nodes[name], padded=True) for name in write}
-    return texts | {file: grade.insert(texts[file], functions)}
+    functions = {name: source_of(source, nodes[name]) for name in write}
+    return texts | {file: submissions.insert(texts[file], functions)}
 
 
 def test_points_are_those_of_the_assignment():
@@ -101,10 +109,11 @@ def test_points_are_those_of_the_assignment():
 
 @slow
 def test_full_solution_and_untouched_copy(grader, tmp_path, blank):
-    full = grader.grade(hand_in(tmp_path / "full", {f"{k}.py": x for k, x in SOURCES.items()}))
+    full = graded(grader, hand_in(tmp_path / "full", {f"{k}.py": x for k, x in SOURCES.items()}))
     assert full.score() == sum(sum(points.values()) for points in grade.POINTS.values())
-    assert full.notes == [] and {one.message for one in full.grades} == {"", "not answered"}
-    empty = grader.grade(hand_in(tmp_path / "empty", blank))
+    assert full.notes == ["answers.txt was not handed in"]
+    assert {one.message for one in full.grades} == {"", "not answered"}
+    empty = graded(grader, hand_in(tmp_path / "empty", blank))
     assert empty.score() == 0
     assert {one.message for one in empty.grades} == {"not written", "not answered"}
 
@@ -112,7 +121,7 @@ def test_full_solution_and_untouched_copy(grader, tmp_path, blank):
 @slow
 @pytest.mark.parametrize("number", (1, 2, 5))           # 3 and 6: in other tests
 def test_each_part_alone(grader, tmp_path, blank, number):
-    report = grader.grade(hand_in(tmp_path / "one", solve(blank, number)))
+    report = graded(grader, hand_in(tmp_path / "one", solve(blank, number)))
     assert {part: report.score(part) for part in grade.POINTS} == {
         part: sum(points.values()) * (part == number) for part, points in grade.POINTS.items()}
 
@@ -121,7 +130,7 @@ def test_partial_points(grader, tmp_path, blank):
     """A wrong function costs its own points, and its message names the mistake."""
     texts = solve(blank, 3)
     texts["cofi.py"] = texts["cofi.py"].replace("lambda1 * (s - t)", "lambda1 * (t - s)")
-    report = grader.grade(hand_in(tmp_path / "one", texts))
+    report = graded(grader, hand_in(tmp_path / "one", texts))
     lost = [one for one in report.grades if one.part == 3 and not one.earned
             and one.message != "not answered"]
     assert [one.name for one in lost] == ["lagrangian"] and "lambda1 (s - t)" in lost[0].message
@@ -141,18 +150,19 @@ def test_answers_of_a_seed(tmp_path, with_sheet):
     if with_sheet:
         sheet_of_copy = tmp_path / "copy/data/course/sheet.json"
         texts = {"answers.txt": f"{filled}", "sheet.json": sheet_of_copy.read_text("utf-8")}
-    seed, answered, notes = grade.read_answers(texts)
+    seed, answered, notes = submissions.read_answers(texts)
     assert seed == "ada" and notes == []
     grades = grade.grade_answers(seed, answered, (1, 3))
     assert [one.earned for one in grades] == [1, 1, 1, 1, 1, 0]
     assert grades[-1].message == "not answered"
-    *_, notes = grade.read_answers({"answers.txt": filled})
+    *_, notes = submissions.read_answers({"answers.txt": filled})
     assert notes == ["answers.txt has no line `seed`: taken as answers without one"]
 
 
 @slow
-def test_only_the_parts_that_were_handed_out(tmp_path, capsys):
+def test_only_the_parts_that_were_handed_out(grader, tmp_path, capsys, monkeypatch):
     """In such a copy the other parts are solved: they earn nothing."""
+    monkeypatch.setattr(grade, "Server", lambda: contextlib.nullcontext(grader.server))
     folder = tmp_path / "copy"
     assignment.write_assignment(folder, (3,))
     results = tmp_path / "grades"
@@ -203,10 +213,75 @@ def test_cheats_get_nothing(grader, tmp_path, blank, monkeypatch, case):
     arguments = "log_alpha" if name == "keep_prob" else "distance, alive, matching"
     if head == "DEFAULT":
         head, arguments = "", "log_alpha, x=__import__('os').system('true')"
-    text = grade.insert(blank["cofi.py"], {name: f"def {name}({arguments}):\n    {body}\n"})
-    report = grader.grade(hand_in(tmp_path / "one", blank | {"cofi.py": head + text}))
+    text = submissions.insert(blank["cofi.py"], {name: f"def {name}({arguments}):\n    {body}\n"})
+    report = graded(grader, hand_in(tmp_path / "one", blank | {"cofi.py": head + text}))
     one, = (one for one in report.grades if one.name == name)
     assert report.score() == 0 and says in one.message, one.message
+
+
+# {function: [(in the right code, another way to write it)]}
+OTHER_WAYS = {
+    "keep_prob": [("def keep_prob(log_alpha):", "@torch.enable_grad()\ndef keep_prob(log_alpha):"),
+                  ("    return torch.sigmoid(log_alpha - shift)", "    return torch.sigmoid("
+                   "log_alpha - shift)\n    raise NotImplementedError('part 1: keep_prob')")],
+    "MaskedLayerNorm.forward": [("        x = (x - mean) * kept", "# a line that begins at the left"
+                                 "\n        x -= mean\n        x = x * kept")],
+    "fold": [("new.weight.copy_(scaled)", "new.weight = nn.Parameter(scaled)"),
+             ("new.bias.copy_(", "new.bias.data[:] = (")],
+    "fold_norm": [("new.weight.copy_(", "new.weight.data = ("),
+                  ("new.bias.copy_(", "new.bias.data.copy_(")],
+    "cubic_sparsity": [("return ", "import numpy as np\n    return np.float64(1) * ")]}
+
+
+@slow
+def test_right_in_another_way(grader, tmp_path, blank):
+    """What passes the tests of the copy has all of its points."""
+    texts = blank
+    for number in (1, 2, 5, 6):
+        texts = solve(texts, number)
+    for name, changes in OTHER_WAYS.items():
+        file = "sparsebert.py" if name == "cubic_sparsity" else "cofi.py"
+        source = source_of(texts[file], definitions(texts[file])[name])
+        for before, after in changes:
+            assert before in source, before
+            source = source.replace(before, after)
+        texts = texts | {file: submissions.insert(texts[file], {name: source})}
+    report = graded(grader, hand_in(tmp_path / "one", texts))
+    lost = [(one.name, one.message) for one in report.grades
+            if not one.earned and one.part not in (3, 4) and one.message != "not answered"]
+    assert lost == []
+
+
+@slow
+def test_decorators_are_taken_along(grader, tmp_path, blank):
+    texts = solve(blank, 4)
+    texts["cofi.py"] = texts["cofi.py"].replace(
+        "def layer_loss", "@torch.no_grad()\ndef layer_loss")
+    report = graded(grader, hand_in(tmp_path / "one", texts))
+    lost = [one for one in report.grades if one.part == 4 and one.message
+            and one.message != "not answered"]
+    assert [one.name for one in lost] == ["layer_loss"] and "no gradient" in lost[0].message
+
+
+def test_the_server_starts_again(grader, tmp_path, blank):
+    grader.server.process.kill()
+    report = graded(grader, hand_in(tmp_path / "one", solve(blank, 6)))
+    assert report.score() == sum(grade.POINTS[6].values())
+
+
+@pytest.mark.parametrize("line", [
+    "1a 0.5", "1a\t0.5", "1a=0.5", "1a: 0.5", "1a;0.5", "- 1A) 0.5", "* **1a** 0.5", "1a. 0.5",
+    "1a\u00a00.5", "1a \u2248 0.5", "| 1a | 0.5"])
+def test_forms_of_an_answer(line):
+    _, answers, notes = submissions.read_answers({"answers.txt": f"seed ada\n{line}\n\n1b -3,5\n"})
+    assert answers == {"1a": "0.5", "1b": "-3,5"} and notes == []
+
+
+def test_answers_that_are_not_understood():
+    text = "seed ada\nmy answers\n1a 1e999\n"
+    _, answers, notes = submissions.read_answers({"answers.txt": text})
+    assert notes == ["answers.txt: not understood: my answers"]
+    assert not any(one.earned for one in grade.grade_answers("ada", answers, (1,)))
 
 
 @pytest.mark.parametrize("damage, note", [
@@ -216,7 +291,7 @@ def test_cheats_get_nothing(grader, tmp_path, blank, monkeypatch, case):
 def test_unusable_files(grader, tmp_path, blank, damage, note):
     """They cost what they hold, and nothing else."""
     texts = solve(blank, 6) | {"cofi.py": damage(blank["cofi.py"])}
-    report = grader.grade(hand_in(tmp_path / "one", texts))
+    report = graded(grader, hand_in(tmp_path / "one", texts))
     assert note in " ".join(report.notes)
     assert report.score() == report.score(6) == sum(grade.POINTS[6].values())
 
@@ -225,8 +300,9 @@ def test_unusable_files(grader, tmp_path, blank, damage, note):
 
 
 @slow
-def test_a_class(tmp_path, blank, capsys):
+def test_a_class(grader, tmp_path, blank, capsys, monkeypatch):
     """A folder, a .zip, a file in a folder, and something else: a line for each, and no crash."""
+    monkeypatch.setattr(grade, "Server", lambda: contextlib.nullcontext(grader.server))
     work = tmp_path / "class"
     hand_in(work / "ada", solve(blank, 6))
     hand_in(work / "grace" / "submission", solve(blank, 6))
@@ -255,6 +331,56 @@ def test_a_class(tmp_path, blank, capsys):
         assert set(test) == {"name", "number", "score", "max_score", "status", "output", "tags",
                              "visibility"}
         assert test["status"] in ("passed", "failed") and test["score"] <= test["max_score"]
+
+
+@slow
+def test_a_class_with_odd_names(grader, tmp_path, blank, capsys, monkeypatch):
+    """Whatever one student hands in, the others are graded, and nobody is left out unseen."""
+    monkeypatch.setattr(grade, "Server", lambda: contextlib.nullcontext(grader.server))
+    work, solved = tmp_path / "class", solve(blank, 6)["sparsebert.py"]
+    moodle = hand_in(work / "Anna M\u00fcller_12345_assignsubmission_file_", {"notes.txt": "x"})
+    for path in moodle / "work.zip", work / "UPPER.ZIP", work / "damaged.zip", work / "twin.zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("submission/sparsebert.py", solved)
+    content = bytearray((work / "damaged.zip").read_bytes())
+    content[200:260] = bytes(60)
+    (work / "damaged.zip").write_bytes(content)
+    hand_in(work / "twin", {"Sparsebert (1).py": solved})
+    hand_in(work / "attempts", {})
+    hand_in(work / "attempts/v1", {"sparsebert.py": solved})
+    hand_in(work / "attempts/v2", {"sparsebert.py": "wrong"})
+    deep = "+".join("1" * 20_000)
+    hand_in(work / "deep", {"sparsebert.py": solved + f"\n\nx = {deep}\n"})
+    hand_in(work / "link", {})
+    (work / "link/sparsebert.py").symlink_to(work / "twin/Sparsebert (1).py")
+    (work / "weber_55_901_sparsebert.py").write_text(solved, "utf-8")
+    (work / "weber_55_902_answers.txt").write_text("3a 1", "utf-8")
+    (work / "late.tar.gz").write_bytes(b"x")
+    (work / "remarks.pdf").write_bytes(b"x")
+    odd = os.fsdecode(b"M\xfcller") if sys.platform == "linux" else "odd"
+    hand_in(work / odd, {"sparsebert.py": solved})
+    command = ["--grade", str(work), "--parts", "6", "--results", str(work / "grades")]
+    assert test_cofi.main(command) == 0
+    assert "ignored: remarks.pdf" in capsys.readouterr().out
+    assert "grades" not in submissions.submissions_of(work, work / "grades")
+    with (work / "grades" / "grades.csv").open(encoding="utf-8") as file:
+        rows = {row["student"]: row for row in csv.DictReader(file)}
+    full = str(sum(grade.POINTS[6].values()))
+    assert {name: row["score"] for name, row in rows.items()} == {
+        moodle.name: full, "UPPER": full, "twin": full, "twin.zip": full, "attempts": full,
+        "weber_55": full, os.fsencode(odd).decode("utf-8", "replace"): full,
+        "damaged": "0", "deep": "0", "link": "0", "late.tar.gz": "0"}
+    for name, note in {"damaged": "cannot be read", "attempts": "of which v1/sparsebert.py is read",
+                       "late.tar.gz": "cannot be read", "deep": "sparsebert.py",
+                       "link": "was not handed in", "weber_55": "no line `seed`"}.items():
+        assert note in rows[name]["notes"], name
+    assert "answers" in rows["twin"]["notes"] and "answers" not in rows["weber_55"]["notes"][:20]
+    (tmp_path / "others").mkdir()
+    hand_in(tmp_path / "others/eve", {"sparsebert.py": "x"})
+    hand_in(tmp_path / "others/ida", {"sparsebert.py": "x"})
+    command[1] = str(tmp_path / "others")
+    assert test_cofi.main(command) == 2
+    assert "--results must be a folder without grades of others" in capsys.readouterr().err
 
 
 def test_nothing_to_grade(tmp_path, capsys):

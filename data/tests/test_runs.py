@@ -1,4 +1,5 @@
 """Whole runs of cofi.py, on made-up data: what they leave, and that it can be used."""
+import json
 import math
 import subprocess
 import sys
@@ -257,3 +258,35 @@ def test_measuring_the_machine_leaves_the_random_numbers_alone():
     before = torch.get_rng_state()
     assert product_speed(torch.device("cpu"), True) > 0
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_settings_are_the_papers_by_size_of_the_task():
+    """The paper's table of hyper-parameters: small sets, large sets, SQuAD."""
+    names = ("batch_size", "max_length", "prune_lr", "matching", "prune_epochs", "finetune_epochs")
+    table = {"rte": (32, 128, 2e-5, "ordered", 100, 20), "mnli": (32, 128, 2e-5, "free", 20, 20),
+             "squad": (16, 384, 3e-5, "free", 20, 20)}
+    table |= dict.fromkeys(["mrpc", "cola", "stsb"], table["rte"])
+    table |= dict.fromkeys(["sst2", "qnli", "qqp"], table["mnli"])
+    for task, row in table.items():
+        cfg = cofi.Settings.for_task(task)
+        assert tuple(getattr(cfg, name) for name in names) == row, task
+        epochs = cfg.mask_start * cfg.prune_epochs, cfg.sparsity_warmup * cfg.prune_epochs
+        assert epochs == pytest.approx((4, 20) if row[3] == "ordered" else (1, 2)), task
+
+
+@slow
+def test_toy_is_the_task_of_a_run_without_arguments(tmp_path, capsys):
+    """A whole run in two steps a stage. --evaluate gives the scores of its result.json again."""
+    assert cofi.main(["--max_steps", "2", "--out", str(tmp_path)]) == 0
+    folder, = tmp_path.glob("toy-0.9*")
+    result = json.loads((folder / "result.json").read_text("utf-8"))
+    assert list(result["scores"]) == ["accuracy", "seen", "unseen"]
+    assert result["score"] == (result["scores"]["seen"] + result["scores"]["unseen"]) / 2
+    assert 0.9 <= result["sparsity"] < 0.9005
+    assert {"task", "seed", "teacher_score", "pruned_score", "target_sparsity", "seconds",
+            "encoder_parameters", "speedup", "settings", "device", "versions"} <= set(result)
+    capsys.readouterr()
+    assert cofi.main(["--evaluate", str(folder)]) == 0
+    printed = capsys.readouterr().out.split()
+    assert printed.count("dev") == printed.count("test") == 3
+    assert f"{result['scores']['unseen']:.4f}" in printed
