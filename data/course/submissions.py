@@ -4,6 +4,7 @@ Students hand in files, folders and .zip files with all kinds of names. Only the
 to be written are taken, as text, and the answers. Nothing of a submission runs here.
 """
 import ast
+import codecs
 import io
 import json
 import os
@@ -140,7 +141,9 @@ def known_name(path):
 
 
 def decode(content):
-    """Return bytes as a text: UTF-8, or what a line such as `# coding: latin-1` says."""
+    """Return bytes as a text: UTF-8, or what a line such as `# coding: latin-1` says; or UTF-16."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):      # of Windows
+        return content.decode("utf-16")
     encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
     return content.decode(encoding)
 
@@ -178,7 +181,7 @@ def read_answers(texts):
     for line in texts.get("answers.txt", "").splitlines():
         words = line.split(maxsplit=1)
         match = re.fullmatch(r"\W*(\d[a-z])\b(?:[\s:;=≈~|)*]|\.(?!\d))*(.*?)\s*", line.lower())
-        if words and words[0].lower() == "seed":
+        if words and words[0].lower().rstrip(":=") == "seed":
             seed = "".join(words[1:]).strip()
         elif match:
             answers[match[1]] = match[2]

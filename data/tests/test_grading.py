@@ -273,8 +273,9 @@ def test_the_server_starts_again(grader, tmp_path, blank):
     "1a 0.5", "1a\t0.5", "1a=0.5", "1a: 0.5", "1a;0.5", "- 1A) 0.5", "* **1a** 0.5", "1a. 0.5",
     "1a\u00a00.5", "1a \u2248 0.5", "| 1a | 0.5"])
 def test_forms_of_an_answer(line):
-    _, answers, notes = submissions.read_answers({"answers.txt": f"seed ada\n{line}\n\n1b -3,5\n"})
-    assert answers == {"1a": "0.5", "1b": "-3,5"} and notes == []
+    text = submissions.decode(f"Seed: ada\n{line}\n\n1b -3,5\n".encode("utf-16"))
+    seed, answers, notes = submissions.read_answers({"answers.txt": text})
+    assert seed == "ada" and answers == {"1a": "0.5", "1b": "-3,5"} and notes == []
 
 
 def test_answers_that_are_not_understood():
