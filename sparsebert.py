@@ -562,6 +562,8 @@ def run(cfg):
         check_block(config, sparsity, cfg.block)
         if "small_dense" in cfg.strategy.split(","):
             small_dense_sizes(config, sparsity)
+    if cfg.augment:
+        read_mlm_head(cfg.model, device)
     data, config = load_data(cfg, config, tokenizer)
     folder, key, is_finished = find_run(
         cfg, data, ["sparsebert", cfg.task, cfg.sparsity], print_comparison)

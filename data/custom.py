@@ -28,6 +28,7 @@ NESTED = (list, dict)
 # not read as text: what identifies a row, also the index that pandas writes
 ID_COLUMN = re.compile(r"labels?|label_.*|part|unnamed: \d+|index|idx|(q|u|gu|uu|pair|row|doc)?id|"
                        r".*[_ ]id|.*(?-i:[a-z]I[dD])", re.IGNORECASE)
+SHARD = re.compile(r"-\d{5}-of-\d{5}\.")      # one of the files of a split, as the hub names them
 # what float() takes beyond this, such as 1_000 or other scripts' digits, is text
 NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity)\s*",
                     re.ASCII | re.IGNORECASE)
@@ -40,7 +41,7 @@ NO_TEXT = MISSING | {"na", "n/a", "#n/a", "null", "none", "-", "true", "false"} 
 MAX_SHOWN = 8                           # class names in a line
 MAX_FP32 = float(np.finfo(np.float32).max)
 TSV_QUOTES = "In a .tsv quotes are characters like others"
-FORMAT = 3        # part of the cache's key: raise it when read_table changes what it returns
+FORMAT = 4        # part of the cache's key: raise it when read_table changes what it returns
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -58,6 +59,7 @@ def find_split_files(folder):
         named = [path for path in there if path.is_file()
                  and re.split("[._-]", path.name.lower())[0] in stems]
         files = [path for path in named if path.stem.lower() in stems and kind_of(path) in KINDS]
+        files += [path for path in named if SHARD.search(path.name)] if files else []
         if len(files) == 1:
             found[split] = files[0]
         elif files or split != "test":
@@ -66,6 +68,10 @@ def find_split_files(folder):
             hint = f"Try to name it {split}.csv, or .tsv or .jsonl"
             if files:
                 hint = "Try to keep one"
+            elif len(named) > 1:
+                hint = f"Try to join them into one {split}.csv"
+            elif named and kind_of(named[0]) == "json":
+                hint = f"Try to write one object on each line, as {split}.jsonl"
             elif named:
                 verb = "rename" if kind_of(named[0]) in KINDS else "export"
                 hint = f"Try to {verb} {named[0].name} as {split}.csv"
@@ -87,14 +93,17 @@ def read_table(path):
     A value is text or None; in a .jsonl it may also be a list or dict.
     """
     with path.open("rb") as file:
-        start = file.read(2)
+        start = file.read(4)
     # Excel begins a file with a byte order mark, and its "Unicode text" is UTF-16
-    is_utf_16 = start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    is_utf_16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if b"\0" in start[:4 if not is_utf_16 else 0] or start == codecs.BOM_UTF32_LE:
+        raise UserError(f"{path} must be UTF-8, got bytes of 0: binary, UTF-32, or UTF-16 without "
+                        "its mark. Try to save it as UTF-8")
     try:
         with path.open(newline="", encoding="utf-16" if is_utf_16 else "utf-8-sig") as file:
             table = read_jsonl(path, file) if kind_of(path) == "jsonl" else read_csv(path, file)
     except UnicodeDecodeError as error:
-        if start == b"PK":
+        if start.startswith(b"PK"):
             raise UserError(f"{path} must be text, got an Excel file or a .zip. Try to export it "
                             "as CSV in UTF-8") from error
         raise UserError(f"{path} must be UTF-8, got {short_message(error)}. Try to save it as "
@@ -109,13 +118,13 @@ def find_delimiter(file):
     """Return what separates the columns of a .csv: what Excel names in its first line (sep=;), or
     what gives a column label, and the most columns.
     """
-    first = file.readline()
+    first = next((line for line in iter(file.readline, "") if line.strip()), "")
     if re.fullmatch(r"sep=[,;\t]\s*", first, re.IGNORECASE):
         return first[4]
     file.seek(0)
 
     def quality(delimiter):
-        names = next(csv.reader([first], delimiter=delimiter), [])
+        names = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), [])
         return any(name.strip().lower() in LABEL for name in names), len(names)
 
     # of one column, separators are part of the text: \x1f is none
@@ -129,12 +138,13 @@ def read_csv(path, file):
     if is_tsv:
         lines = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        lines = csv.reader(file, delimiter=find_delimiter(file), strict=True)
+        # "a", "b": the quotes after a space are quotes, too
+        lines = csv.reader(file, delimiter=find_delimiter(file), strict=True, skipinitialspace=True)
     names, columns = [], []
     try:
         for line in lines:
-            if line and not names:
-                names = check_names(path, line)
+            if not names:
+                names = check_names(path, line) if any(map(str.strip, line)) else []
                 columns = [[] for _ in names]
             elif line:
                 if len(line) != len(names):
@@ -176,7 +186,7 @@ def read_jsonl(path, file):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=unique_names)
             # half of a surrogate pair, such as \ud83d alone, is no character
             if "\\u" in line:
                 json.dumps(row, ensure_ascii=False).encode()
@@ -195,6 +205,15 @@ def read_jsonl(path, file):
         column += [None] * (n - len(column))
     table.pop("", None)
     return table
+
+
+def unique_names(pairs):
+    """Make an object of JSON. Raises ValueError for a name that comes twice."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {max(names, key=names.count)!r} twice")
+    return row
 
 
 def json_text(value):

@@ -75,7 +75,7 @@ def fetch(name, filename, optional=False):
         if any(Path(name).glob("*.state")):
             better = "the command of this run again: it is not finished"
         raise UserError(f"{name}: there is no {filename} in it. Try {better}")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+    if os.path.isfile(name) or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         better = f"one with {FILES}"
         if str(name).startswith("bert-"):       # how the hub called them until 2024
             better = f"google-bert/{name}"

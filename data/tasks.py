@@ -146,11 +146,14 @@ class Dataset:
             if len(values) * MIN_REPEATS <= len(self.raw["train"]):
                 yield (f"the text column {name} has {len(values)} different values only. Remove it "
                        "if it is no text")
-        numbers = [custom.as_number(name) for name in self.names or ()]
-        fractions = [number for number in numbers if number and not number.is_integer()]
-        if fractions:       # only numbers would be a regression
-            yield (f"some classes are numbers ({fractions[0]}), others are not. For a regression "
-                   "write all labels as numbers")
+        numbers = [name for name in self.names or () if custom.as_number(name) is not None]
+        others = [name for name in self.names or () if name not in numbers]
+        # only numbers would be a regression, or other classes
+        is_odd = any("." in name for name in numbers) or {
+            name.lower() for name in others} <= custom.NO_TEXT
+        if numbers and others and is_odd:
+            yield (f"some classes are numbers ({numbers[0]}), others are not ({others[0]}). If "
+                   "labels are missing remove their rows; for a regression write all as numbers")
         lower = [name.lower() for name in self.names or ()]
         alike = [name for name in self.names or () if lower.count(name.lower()) > 1]
         if alike:

@@ -68,6 +68,9 @@ def run_command(arguments, tests):
     given = make_parser().parse_args(arguments)
     for name, highest in ("batch_size", 65536), ("threads", 1024), ("turns", 10_000):
         check_in_range(name, getattr(given, name), 1, highest)
+    for flag, command in ("quality", "grade"), ("seed", "assignment"):
+        if getattr(given, flag) and not getattr(given, command):
+            raise UserError(f"--{flag} must come with --{command}. Try without it")
     if given.answer:
         return questions.check_answer(*given.answer)
     if given.guide:

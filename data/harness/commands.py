@@ -4,6 +4,7 @@
 BERT: cofi.load_finetuned.
 """
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from data.errors import UserError
 from data.files import is_folder, write_atomically
 from data.harness.cli import RunConfig, make_parser, parse_settings
 from data.harness.compare import compare
-from data.harness.console import exit_code
+from data.harness.console import exit_code, one_line
 from data.harness.device import pick_device, set_threads
 from data.harness.evaluate import evaluate, predict_logits
 from data.harness.runs import check_token_types, load_texts, settings_of
@@ -144,6 +145,12 @@ def predict(model, texts, load):
     if not all(map(is_unicode, texts)):
         raise UserError("--predict must be followed by text in UTF-8, got other bytes. Try a "
                         "terminal in UTF-8")
+    for text in texts:
+        if text == "-" or os.path.isfile(text):
+            raise UserError(f"--predict must be followed by a text, got {text!r}: files and standard "
+                            "input are not read. Try the text itself, or --evaluate with --data")
+    if not any(map(str.strip, texts)):
+        raise UserError("--predict must be followed by a text, got an empty one. Try another text")
     # as many tokens as the model was trained and scored with
     trained = settings.get("max_length", 384 if config.is_span else config.max_position_embeddings)
     longest = min(trained, config.max_position_embeddings)
@@ -159,7 +166,7 @@ def predict(model, texts, load):
         return
     probabilities = logits.softmax(-1).tolist()
     for p, label in sorted(zip(probabilities, config.id2label), reverse=True):
-        print(f"{p:.4f}  {label}")
+        print(f"{p:.4f}  {one_line(label)}")
 
 
 def is_unicode(text):

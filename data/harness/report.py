@@ -13,7 +13,8 @@ from data.files import read_json, read_text, write_text
 from data.harness.charts import plot_run
 from data.harness.device import device_name, peak_memory, synchronize, to_device
 from data.harness.drawing import draw_structure, for_encoding
-from data.harness.runs import folders_inside, load_finished, resume_key, run_dir, save_model
+from data.harness.runs import (check_model, folders_inside, load_finished, resume_key, run_dir,
+                               save_model)
 
 
 def measured_length(config, length=128):
@@ -123,6 +124,7 @@ def find_run(cfg, data, words, print_result):
         print(f"run        {folder}, finished earlier. Use --overwrite to replace it")
     for path, result in results.items():
         if result:
+            check_model(path, result)
             print_earlier(path, result, print_result)
     return folder, key, is_finished
 

@@ -183,6 +183,17 @@ def load_finished(folder, key, overwrite=False, keep_states=False):
                     "replace it, or another --out")
 
 
+def check_model(folder, result):
+    """Raise UserError if files of the model of a finished run are missing or damaged."""
+    path = folder / "pytorch_model.bin"
+    names = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    if "sha256" in result and file_digest(path) != result["sha256"]:
+        names.append(path.name)
+    if "sha256" in result and names:
+        raise UserError(f"{folder} holds a finished run without the {' and '.join(names)} that it "
+                        "has written. Use --overwrite to make it again")
+
+
 def open_journal(folder, key, cfg, format_line):
     """Return the Journal of a folder, with the settings of the run."""
     return Journal(folder, key, format_line, cfg.save_every, cfg.overwrite)

@@ -190,10 +190,14 @@ def test_command_line_of_the_course(tmp_path, capsys):
     assert main(["--answer", "3a", f"{sheet('')['3a'][1]:,}"]) == 0             # with commas
     capsys.readouterr()
     (tmp_path / "mine.py").write_text("")
+    assert main(["--answer", "1b", "-3,7958"]) in (0, 1)        # a number, not a flag
     for bad in (["--answer", "9z", "1"], ["--answer", "3b", "x"], ["--assignment", str(tmp_path)],
                 ["--assignment", str(tmp_path / "mine.py")], ["--autograder", "x.tar"],
                 ["--assignment", str(ROOT / "data/mine")],
                 ["--assignment", str(tmp_path / "new"), "--parts", "7"],
+                ["--assignment", str(tmp_path / "new"), "--quality"], ["--guide", "--seed", "ada"],
+                ["--grade", str(ROOT), "--results", str(tmp_path / "mine.py")],
+                ["--answer", "3b", "-1,x"],
                 ["--assignment", str(tmp_path / "new"), "--parts", "one"]):
         assert main(bad) == 2
         error = capsys.readouterr().err.strip()

@@ -189,7 +189,8 @@ def test_byte_order_mark(tmp_path, kind):
 @pytest.mark.parametrize("text", [
     "text;label\na, b;up\nc d;down\n", "sep=;\ntext;label\na b;up\nc d;down\n",
     "text\tlabel\na b\tup\nc d\tdown\n", '"text, so long";label\na b;up\nc d;down\n',
-    "text (1; 2; 3),label\na b,up\nc d,down\n", "Text, lang?;Label\na, b;up\nc d;down\n"])
+    "text (1; 2; 3),label\na b,up\nc d,down\n", "Text, lang?;Label\na, b;up\nc d;down\n",
+    'text, label\n"a, b", "up"\n"c d", down\n', "\n  \ntext,label\na b,up\nc d,down\n"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_separators_and_encodings_of_excel(tmp_path, text, encoding):
     assert read(tmp_path, train_csv=text.encode(encoding))[1:] == (["down", "up"], [1, 0])
@@ -366,6 +367,14 @@ REFUSED = {
     "a file of the hub": ({"train_csv": "x", "validation_csv": None,
                            "validation-00000-of-00001_parquet": "x"},
                           "Try to export validation-00000-of-00001.parquet as validation.csv"),
+    "shards": ({"train_csv": None, "train-00000-of-00002_csv": "x",
+                "train-00001-of-00002_csv": "x"}, "Try to join them into one train.csv"),
+    "a shard that is left": ({"train_csv": "x", "train-00001-of-00002_csv": "x"},
+                             "got train.csv and train-00001-of-00002.csv"),
+    "rows in a .json": ({"train_json": jsonl(ROW)}, "as train.jsonl"),
+    "a name twice in a row": ({"train_jsonl": '{"text": "a", "text": "b", "label": "up"}\n'},
+                              "got the name 'text' twice"),
+    "UTF-32": ({"train_tsv": PLAIN.encode("utf-32")}, "train.tsv must be UTF-8, got bytes of 0"),
     "an export of another kind": ({"train_csv": "x", "validation_csv": None,
                                    "validation_parquet": "x"},
                                   "Try to export validation.parquet as validation.csv"),
@@ -462,8 +471,12 @@ def test_likely_mistakes_are_noted(tmp_path):
     text = TSV + "a b\t2.5\nc d\tNA\n"
     folder = write_files(tmp_path / "g", train_tsv=text, validation_tsv=text)
     *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()
-    assert note.endswith("some classes are numbers (2.5), others are not. For a regression write "
-                         "all labels as numbers")
+    assert note.endswith("some classes are numbers (2.5), others are not (NA). If labels are "
+                         "missing remove their rows; for a regression write all as numbers")
+    text = TSV + "a b\t1\nc d\t0\ne f\tNA\n"        # R writes NA for a missing label
+    folder = write_files(tmp_path / "h", train_tsv=text, validation_tsv=text)
+    *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()
+    assert "others are not (NA)" in note
     text = TSV + "a b\t350000\nc d\t100000.5\n"
     folder = write_files(tmp_path / "e", train_tsv=text, validation_tsv=text)
     *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()

@@ -123,6 +123,8 @@ def test_a_flipped_byte(flags, tmp_path, capsys):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     check_refused(capsys, ["--evaluate", str(path.parent)], "has changed since it was written")
+    (path.parent / "config.json").unlink()
+    check_refused(capsys, flags, "a finished run without the config.json and pytorch_model.bin that it")
 
 
 def test_damaged_teacher(flags, tmp_path, capsys):

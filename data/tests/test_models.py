@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import cofi
+import sparsebert
 from data.checkpoint import align_labels, read_mlm_head, write_checkpoint
 from data.errors import UserError
 from data.tokenizer import load_tokenizer
@@ -78,6 +79,13 @@ def test_vocab_txt_of_the_oldest_models(folder):
 def test_model_without_masked_lm_head(folder):
     with pytest.raises(UserError, match="no masked-LM head"):
         read_mlm_head(folder, "cpu")
+
+
+def test_augmentation_asks_for_the_head_before_it_trains(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sparsebert, "load_data", lambda *_: pytest.fail("it went on"))
+    flags = ["--model", str(folder), "--augment", "2", "--out", str(tmp_path / "out")]
+    assert sparsebert.main(flags) == 2
+    assert "no masked-LM head" in capsys.readouterr().err
 
 
 # ---- fine-tuned models of others -----------------------------------------------------------------
