@@ -1018,9 +1018,8 @@ def make_optimizers(bert, W_layer, masks, cfg, num_steps, lr):
 def train(stage, bert, data, cfg, journal, teacher=None, W_layer=None, masks=None):
     """Run one stage, in place: "teacher" on labels, "prune" with masks, "finetune" without.
 
-    data: its train and dev sets; journal: from it an interrupted stage resumes; teacher: a
-    CachedTeacher, which knows an example by its index, or None for the labels.
-    Returns what was logged last, with the dev scores and m, and the seconds of the stage.
+    journal: from it an interrupted stage resumes; teacher: a CachedTeacher, which finds an example
+    by its index, or None for the labels. Returns what was logged last (with scores and m), seconds.
     """
     device = bert.classifier.weight.device
     num_steps = cfg.num_steps(stage, len(data.train))

@@ -147,8 +147,9 @@ def predict(model, texts, load):
                         "terminal in UTF-8")
     for text in texts:
         if text == "-" or os.path.isfile(text):
-            raise UserError(f"--predict must be followed by a text, got {text!r}: files and standard "
-                            "input are not read. Try the text itself, or --evaluate with --data")
+            raise UserError(f"--predict must be followed by a text, got {text!r}: files and "
+                            "standard input are not read. Try the text itself, or --evaluate with "
+                            "--data")
     if not any(map(str.strip, texts)):
         raise UserError("--predict must be followed by a text, got an empty one. Try another text")
     # as many tokens as the model was trained and scored with

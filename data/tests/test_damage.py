@@ -124,7 +124,7 @@ def test_a_flipped_byte(flags, tmp_path, capsys):
     path.write_bytes(content)
     check_refused(capsys, ["--evaluate", str(path.parent)], "has changed since it was written")
     (path.parent / "config.json").unlink()
-    check_refused(capsys, flags, "a finished run without the config.json and pytorch_model.bin that it")
+    check_refused(capsys, flags, "finished run without the config.json and pytorch_model.bin that")
 
 
 def test_damaged_teacher(flags, tmp_path, capsys):
