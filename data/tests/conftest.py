@@ -52,15 +52,15 @@ def finetuned(tmp_path):
     return tmp_path / "finetuned"
 
 
-@pytest.fixture
-def quick(monkeypatch):
+@pytest.fixture(autouse=True)
+def fast_speedup(monkeypatch):
     """Measure the speed-up on short sequences, a few times."""
     monkeypatch.setattr(report, "measure_speedup", functools.partial(
         report.measure_speedup, length=16, seconds=0.0))
 
 
 @pytest.fixture
-def offline(monkeypatch, quick):
+def offline(monkeypatch):
     """load_task gives a made-up task under the name of a real one; nothing touches a network."""
     def load_task(name, tokenizer, max_length, folder="", trained=()):
         raw = make_raw(labels=None if name == "stsb" else ("not_equivalent", "equivalent"))
@@ -70,7 +70,7 @@ def offline(monkeypatch, quick):
 
 
 @pytest.fixture
-def squad(monkeypatch, quick):
+def squad(monkeypatch):
     """A made-up SQuAD: the question is the letter before the answer. Nothing touches a network."""
     def rows(n):
         rng, made = np.random.default_rng(n), []

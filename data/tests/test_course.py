@@ -229,6 +229,7 @@ def test_autograder(tmp_path):
     shutil.rmtree(root / "submission")
     (root / "submission").mkdir()
     (root / "results/results.json").unlink()
+    (root / "venv/bin/python").unlink()         # or it writes nothing, as for no submission
     subprocess.run(["bash", str(root / "source/run_autograder")], check=True, capture_output=True,
                    env=os.environ | {"AUTOGRADER": str(root), "PYTHONPATH": packages})
     result = json.loads((root / "results/results.json").read_text("utf-8"))

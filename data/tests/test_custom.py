@@ -68,7 +68,7 @@ def test_custom_data_with_numbers_for_labels(tmp_path):
         assert task.train.labels.tolist() == ([1, 0, 1] if names else [0.5, 3.0, 2.0])
 
 
-def test_rows_without_words_and_of_ten_thousand(folder, tmp_path, quick):
+def test_rows_without_words_and_of_ten_thousand(folder, tmp_path):
     custom = write_custom(tmp_path / "d", "tsv")
     with (custom / "train.tsv").open("a") as file:
         file.write(f"71\t\t\tup\n72\t{'a ' * 10_000}\t\tdown\n")
@@ -271,7 +271,7 @@ def test_class_order_does_not_depend_on_the_order_of_the_rows():
         assert custom.find_classes([*some, "a"]) == ["0", "0.0", "1", "1.0", "2", "a"]
 
 
-def test_a_run_says_what_it_understood(folder, tmp_path, quick, capsys):
+def test_a_run_says_what_it_understood(folder, tmp_path, capsys):
     data = write_custom(tmp_path / "d", "csv")
     flags = ["--data", str(data), "--model", str(folder), "--out", str(tmp_path / "out")]
     assert cofi.main([*flags, "--max_steps", "2"]) == 0

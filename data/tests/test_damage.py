@@ -100,7 +100,7 @@ def test_changed_weights_behind_an_unchanged_name(flags, folder, tmp_path, capsy
     check_refused(capsys, [*flags, "--sparsity", "0.6"], other)
 
 
-def test_moved_folders(folder, tmp_path, capsys, quick):
+def test_moved_folders(folder, tmp_path, capsys):
     """The same data and weights in another place are the same run."""
     data = write_custom(tmp_path / "d", "tsv")
     flags = ["--data", str(data), "--model", str(folder), "--out", str(tmp_path / "out"),
@@ -173,7 +173,7 @@ def test_safetensors_before_pytorch_model(folder, tmp_path):
 # ---- predictions ---------------------------------------------------------------------------------
 
 
-def test_predict_is_the_model_that_was_scored(folder, tmp_path, capsys, quick):
+def test_predict_is_the_model_that_was_scored(folder, tmp_path, capsys):
     """It reads as many tokens, and as many texts, as in training."""
     data = write_custom(tmp_path / "d", "tsv")
     assert cofi.main(["--data", str(data), "--model", str(folder), "--out", str(tmp_path / "out"),
@@ -193,7 +193,7 @@ def test_predict_is_the_model_that_was_scored(folder, tmp_path, capsys, quick):
                   "must be followed by 2 texts (text, other), got 1")
 
 
-def test_texts_in_another_order(folder, tmp_path, capsys, quick):
+def test_texts_in_another_order(folder, tmp_path, capsys):
     """A model reads texts of the same names as in training, whatever the order of the columns."""
     data, swapped = write_custom(tmp_path / "d", "jsonl"), tmp_path / "swapped"
     swapped.mkdir()

@@ -243,7 +243,7 @@ def test_open_files_cannot_be_deleted_on_windows(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("lock"))
 
 
-def test_other_settings_are_refused_by_name(folder, tmp_path, capsys, quick):
+def test_other_settings_are_refused_by_name(folder, tmp_path, capsys):
     """Data that has changed under its name: for a checkpoint, a teacher and a result."""
     custom = write_custom(tmp_path / "d", "tsv")
     flags = ["--data", str(custom), "--model", str(folder), "--out", str(tmp_path / "out"),

@@ -127,7 +127,7 @@ def load_one_question(name, tokenizer, max_length, folder="", trained=()):
 
 
 @slow
-def test_custom_data_end_to_end(folder, tmp_path, capsys, quick):
+def test_custom_data_end_to_end(folder, tmp_path, capsys):
     """Trained, scored again, asked, exported: in a new process the program equals the model."""
     custom = write_custom(tmp_path / "d", "jsonl")
     flags = ["--model", str(folder), "--out", str(tmp_path / "out"), "--max_steps", "3"]
