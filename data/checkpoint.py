@@ -319,10 +319,11 @@ def align_labels(bert, names, is_span, model):
         own, needed = ([name.casefold() for name in x] for x in (own, needed))
     same = sorted(own) == sorted(needed) and len(set(own)) == len(own)
     if not same or is_span != bert.config.is_span:
-        kind = " (spans)" if is_span else ""
-        raise UserError(f"{model}: its classes are {bert.config.id2label}, the task's "
-                        f"{names}{kind}. Try a model of this task whose config.json names its "
-                        "classes, in order, as id2label")
+        own, needed = (
+            "spans" if span else f"classes {classes}" if classes else "a value (regression)"
+            for classes, span in ((bert.config.id2label, bert.config.is_span), (names, is_span)))
+        raise UserError(f"{model}: it predicts {own}, the task asks for {needed}. Try a model of "
+                        "this task; its config.json must name its classes, in order, as id2label")
     if needed:
         order = [own.index(name) for name in needed]
         for p in bert.classifier.parameters():

@@ -171,6 +171,8 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(word, self._option_string_actions, 1, 0.75)
             if near:
                 hint = near[0]
+            elif word in ("--evaluate", "--predict", "--export", "--compare"):
+                hint = f"python cofi.py {word}"
             elif word.startswith("-"):
                 hint = f"python {self.prog} --help, or a space before a text that begins with -"
         raise UserError(f"{message[:200]}. Try {hint}")

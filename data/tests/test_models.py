@@ -110,7 +110,7 @@ def test_labels_are_aligned_by_name():
     (replace(TINY, id2label=["us", "US"]), ["Us", "uS"], False),
     (replace(TINY, id2label=None), ["no", "yes"], False)])
 def test_other_labels_are_refused(config, names, is_span):
-    with pytest.raises(UserError, match="a model: its classes are .* id2label"):
+    with pytest.raises(UserError, match="a model: it predicts .* id2label"):
         align_labels(make_bert(config), names, is_span, "a model")
 
 

@@ -105,7 +105,7 @@ def test_given_teacher_of_another_task_is_refused(offline, folder, tmp_path, cap
     write_checkpoint(tmp_path / "t", asdict(config), weights, make_tokenizer())
     assert cofi.main([*command(folder, tmp_path), "--teacher", str(tmp_path / "t")]) == 2
     error = capsys.readouterr().err
-    assert f"--teacher {tmp_path / 't'}: its classes are ['up', 'down']" in error
+    assert f"--teacher {tmp_path / 't'}: it predicts classes ['up', 'down']" in error
 
 
 LOAD_PROGRAM = """if True:
@@ -145,7 +145,7 @@ def test_custom_data_end_to_end(folder, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch_load_task(patch, load_one_question)
         assert cofi.main(["--evaluate", str(run), "--task", "squad"]) == 2
-    assert "its classes are ['down', 'up'], the task's None (spans)" in capsys.readouterr().err
+    assert "it predicts classes ['down', 'up'], the task asks for spans" in capsys.readouterr().err
     assert cofi.main(["--export", str(run)]) == 0
     batches = [make_batch(B, T) for B, T in ((1, 3), (5, 11), (3, 64))]
     torch.save(batches, tmp_path / "batches")
