@@ -273,11 +273,11 @@ def grade(path, results, modules, tests, quality=False, parts=tuple(PARTS)):
     check_parts(parts)
     if results.exists() and not results.is_dir():
         raise UserError(f"--results must be a folder, got the file {results}. Try another name")
-    results.mkdir(parents=True, exist_ok=True)      # or say before all the work that it cannot be
     submissions = submissions_of(path, results)
     is_class = len(submissions) > 1
     if is_class:
         check_results(results, submissions)
+    results.mkdir(parents=True, exist_ok=True)      # or say before all the work that it cannot be
     reports = []
     with Server() as server:
         grader = Grader(server, modules, tests, parts)

@@ -82,6 +82,9 @@ def read_submission(paths):
         try:
             for inner, read in files_of(path):
                 name = known_name(inner)
+                if not name and inner == Path(path.name) and path.suffix == ".py":
+                    name = "cofi.py"
+                    notes.append(f"{path.name} is read as cofi.py")
                 content = read() if name else None
                 if content is not None:
                     found.setdefault(name, {})[inner] = content

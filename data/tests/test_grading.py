@@ -378,7 +378,14 @@ def test_a_class_with_odd_names(grader, tmp_path, blank, capsys, monkeypatch):
     assert "--results must be a folder without grades of others" in capsys.readouterr().err
 
 
-def test_nothing_to_grade(tmp_path, capsys):
+def test_a_file_of_another_name(tmp_path):
+    (tmp_path / "solution.py").write_text("x = 1\n")
+    texts, notes = submissions.read_submission([tmp_path / "solution.py"])
+    assert texts == {"cofi.py": "x = 1\n"} and notes[0] == "solution.py is read as cofi.py"
+
+
+def test_nothing_to_grade(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for path, says in ((tmp_path / "none", "it does not exist"), (tmp_path, "with neither")):
         assert test_cofi.main(["--grade", str(path)]) == 2
         error = capsys.readouterr().err
