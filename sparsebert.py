@@ -142,9 +142,9 @@ def magnitude_mask(weight, mask, sparsity, block=1):
     """Return the mask of the largest weights: exactly floor((1 - sparsity) n) of n stay.
 
     weight (rows, columns); mask: the one before, bool of the same shape. Closed weights stay
-    closed, unless too few others are open. With block > 1, blocks of block x block
-    weights stay or go as a whole, ranked by the sum of their magnitudes; a block is closed if all
-    of it is. Returns bool (rows, columns).
+    closed, unless too few others are open. With block > 1, blocks of block x block weights stay or
+    go as a whole, ranked by the sum of their magnitudes; a block is closed if all of it is. Returns
+    bool (rows, columns).
 
     Example:
     >>> W = torch.tensor([[0.1, -0.9], [0.5, 0.2]])

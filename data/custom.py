@@ -96,7 +96,7 @@ def read_table(path):
         start = file.read(4)
     # Excel begins a file with a byte order mark, and its "Unicode text" is UTF-16
     is_utf_16 = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if b"\0" in start[:4 if not is_utf_16 else 0] or start == codecs.BOM_UTF32_LE:
+    if start == codecs.BOM_UTF32_LE or b"\0" in start and not is_utf_16:
         raise UserError(f"{path} must be UTF-8, got bytes of 0: binary, UTF-32, or UTF-16 without "
                         "its mark. Try to save it as UTF-8")
     try:

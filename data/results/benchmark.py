@@ -392,10 +392,9 @@ def benchmark(model, task, batch_size, threads, turns, device):
     model: whose sizes are used; task: whose rows are read; turns: steps of each kind. Raises
     UserError.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device must be available here, got cuda. Try --device cpu")
     cfg = replace(cofi.Settings.for_task(task), model=model, batch_size=batch_size,
                   threads=threads, mask_start=0.0, device=device, prune_epochs=1e4)
+    cfg.check()
     device, tokenizer, config = setup(cfg, cofi.Config)
     data, config = load_data(cfg, config, tokenizer)
     if not config.id2label:
