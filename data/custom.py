@@ -41,7 +41,7 @@ NO_TEXT = MISSING | {"na", "n/a", "#n/a", "null", "none", "-", "true", "false"} 
 MAX_SHOWN = 8                           # class names in a line
 MAX_FP32 = float(np.finfo(np.float32).max)
 TSV_QUOTES = "In a .tsv quotes are characters like others"
-FORMAT = 4        # part of the cache's key: raise it when read_table changes what it returns
+FORMAT = 5        # part of the cache's key: raise it when generate_rows changes what it yields
 
 
 # ---- Files ---------------------------------------------------------------------------------------
@@ -164,10 +164,10 @@ def read_csv(path, file):
 
 
 def check_names(path, names):
-    """Return column names without spaces around them, with Label or labels as label. Raises
+    """Return column names as short_name writes them, with Label or labels as label. Raises
     UserError if two are equal.
     """
-    names = [name.strip() for name in names]
+    names = [short_name(name) for name in names]
     labels = [name for name in names if name.lower() in LABEL]
     if len(labels) == 1:
         names[names.index(labels[0])] = "label"
@@ -176,6 +176,11 @@ def check_names(path, names):
             raise UserError(f"{path} must have columns of different names, got {name!r} twice. Try "
                             "to rename one")
     return names
+
+
+def short_name(text):
+    """Return a text without spaces around it, and with one space for several or a line break."""
+    return " ".join(text.split())
 
 
 def read_jsonl(path, file):
@@ -299,8 +304,8 @@ def rows(n):
 
 
 def clean_labels(table, path):
-    """Return the labels of a split as text without spaces around it. Raises UserError if one is
-    missing: empty, null or NaN. Returns None if there are none at all, as in a test set.
+    """Return the labels of a split as short_name writes them. Raises UserError if one is missing:
+    empty, null or NaN. Returns None if there are none at all, as in a test set.
     """
     labels = []
     for row, value in enumerate(table.get("label", ()), start=1):
@@ -308,7 +313,7 @@ def clean_labels(table, path):
             raise UserError(f"{path}: label must be a text or a number, got {str(value)[:40]} in "
                             f"row {row}")
         # two ways to write an accent are one
-        text = unicodedata.normalize("NFC", (value or "").strip())
+        text = unicodedata.normalize("NFC", short_name(value or ""))
         labels.append("" if text.lower() in MISSING else text)
     missing = labels.count("")
     if path.stem.lower() == "test" and missing == len(labels):
@@ -384,9 +389,10 @@ def generate_rows(path, columns, sha256, version):
     """Yield the rows of a file. sha256 and version are only there for the cache's key."""
     table = read_table(path)
     for values in zip(*(table[name] for name in columns)):
-        values = (str(value or ("(none)" if name == "part" else ""))
-                  for name, value in zip(columns, values))
-        yield dict(zip(columns, values))
+        row = {name: str(value or "") for name, value in zip(columns, values)}
+        if "part" in row:
+            row["part"] = short_name(row["part"]) or "(none)"
+        yield row
 
 
 def read_folder(folder, trained=()):

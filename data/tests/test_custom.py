@@ -109,10 +109,18 @@ def test_classes_or_regression(tmp_path, labels):
     ([1, 0, 1], ["0", "1"], [1, 0, 1]),
     ([1.5, 2, 0], None, [1.5, 2.0, 0.0]),
     ([True, False, True], ["False", "True"], [1, 0, 1]),
-    (["b", 1, "b"], ["1", "b"], [1, 0, 1])])
+    (["b", 1, "b"], ["1", "b"], [1, 0, 1]),
+    (["b\nc", "a", " b  c "], ["a", "b c"], [1, 0, 1])])
 def test_labels_of_jsonl(tmp_path, rows, names, expected):
     text = jsonl(*({"text": "a b", "label": label} for label in rows))
     assert read(tmp_path, train_jsonl=text)[1:] == (names, expected)
+
+
+def test_names_of_parts(tmp_path):
+    """Each is a line of the report; a row without one is in the part (none)."""
+    text = 'text,label,part\na b,up,"x\n y "\nc d,down,\n'
+    folder = write_files(tmp_path, train_csv=text, validation_csv=text)
+    assert custom.read_folder(folder)[0]["train"]["part"][:] == ["x y", "(none)"]
 
 
 # {header: (one row, the text columns)}
