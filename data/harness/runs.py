@@ -251,6 +251,7 @@ def get_teacher(cfg, config, data, tokenizer, device, load_finetuned, load_pretr
             if size < needed:
                 raise UserError(f"--teacher must have the vocabulary of {cfg.model} and a {name} "
                                 f"of at least {needed}, got {cfg.teacher} with {size}")
+        print(f"teacher    {cfg.teacher}, as given: it is not trained")
         return teacher, evaluate_dev(teacher, data), 0.0
     folder = run_dir(cfg, ["teacher", cfg.task], set(TEACHER_KEY_FIELDS))
     key = {name: getattr(cfg, name) for name in TEACHER_KEY_FIELDS}

@@ -149,6 +149,7 @@ def test_teacher_of_another_vocabulary(flags, tmp_path, capsys):
     check_refused(capsys, [*flags, "--teacher", str(tmp_path / "other")],
                   "--teacher must have the tokenizer of")
     assert cofi.main([*flags, "--teacher", str(tmp_path / "same")]) == 0
+    assert "same, as given" in capsys.readouterr().out
 
 
 def test_safetensors_before_pytorch_model(folder, tmp_path):
