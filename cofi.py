@@ -22,15 +22,17 @@ Read it from the top, in the order of the paper:
 Reading data, keeping files and printing are left to the package data/.
 
 A § at the end of a line marks an equation. A number is the section of the paper; a bare § stands
-for its appendix, another paper, or ours. `python test_cofi.py --guide` lists all with their tests.
-A shape at the end of a line is the shape of the value that the line makes. Letters of the shapes:
+for its appendix, another paper, or an equation of our own. `python test_cofi.py --guide` lists all
+with their tests. DEPARTURE marks where this file differs from the paper or the authors' code. A
+shape at the end of a line is the shape of the value that the line makes. Letters of the shapes:
 
     B batch   T tokens   L layers   d hidden size   h heads   k size of a head   f FFN units
     n distilled layers
 
 Symbols of the paper:
 
-    z_mha (L)   z_head (L, h)   z_ffn (L)   z_int (L, f)   z_hidn (d)    masks in [0, 1]; 0 prunes
+    z_mha (L)   z_head (L, h)   z_ffn (L)   z_int (L, f)   z_hidn (d)    masks in [0, 1]
+                       0: closed, pruned; above 0: open; between 0 and 1: half-open
     log_alpha          the learned parameter behind each mask
     s, t               sparsity: share of the encoder's weights that is pruned; its target
     lambda1, lambda2   Lagrange multipliers that bring s to t
@@ -44,8 +46,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
-# `data` comes first: from here on Ctrl-C ends the program without a traceback. It does not import
-# this file; the functions of this file that it needs are passed to it.
+# `data` comes first: from here on Ctrl-C ends the program without a traceback. Nothing of it that
+# is imported here imports this file; the functions of this file that it needs are passed to it.
 from data.checkpoint import load_encoder, load_weights, read_finetuned
 from data.harness.baselines import STRUCTURES, choose_structure
 from data.harness.cli import EPOCHS, LEARNING_RATE, SHARE, WEIGHT, RunConfig, flag
@@ -155,7 +157,7 @@ class Settings(RunConfig):
 #     MHA(X)   = z_mha sum_i z_head[i] Att_i(X)
 #     FFN(X)   = z_ffn gelu(X W_U) diag(z_int) W_D
 #     X        = LayerNorm(X + MHA(X) z_hidn),  then  X = LayerNorm(X + FFN(X) z_hidn)
-#     X        = X where MHA or FFN is dead: then its LayerNorm is skipped, too
+#     X        = X where MHA or FFN is dead (z_mha or z_ffn is 0): its LayerNorm is skipped, too
 #     Att_i(X) = softmax(X W_Q[i] (X W_K[i])^T / sqrt(k)) X W_V[i] W_O[i]
 #
 # Biases are not written here. A mask comes after the bias, so it multiplies the bias as well.
@@ -164,7 +166,7 @@ class Settings(RunConfig):
 # unit. A mask of 0 makes the weights behind it useless: section 5 removes them.
 # z_hidn is one vector for the whole network, because the residual stream is one stream. It
 # multiplies the output of every MHA, FFN and LayerNorm, that of the embeddings included. So a
-# half-open dimension is scaled in both places, as in the authors' code.
+# half-open dimension is scaled at each of them, as in the authors' code.
 #
 # The paper leaves open what LayerNorm averages over. As in the authors' code: over the hidden
 # dimensions that z_hidn keeps, because the pruned network has no others. Masked sums do this
@@ -286,12 +288,12 @@ class FFN(nn.Module):
         return self.norm(x + self.dropout(y), z_hidn)
 
 
-def is_alive(z_layer, z_units):
+def is_alive(z_sublayer, z_units):
     """Whether a sub-layer has weights left: its own mask is open, and at least one of its units.
 
-    z_layer (...), z_units (..., number of units). Returns bool (...).
+    z_sublayer (...), z_units (..., number of units). Returns bool (...).
     """
-    return (z_layer > 0) & (z_units > 0).any(-1)
+    return (z_sublayer > 0) & (z_units > 0).any(-1)
 
 
 class Layer(nn.Module):
@@ -346,7 +348,7 @@ class Output(NamedTuple):
 
 
 class BERT(nn.Module):
-    """BERT with a head for classes, a value or spans. Its Config says whether it is pruned."""
+    """BERT with a classifier of classes, a value or spans. Its Config says whether it is pruned."""
 
     def __init__(self, config):
         super().__init__()
@@ -422,8 +424,8 @@ def load_pretrained(model, config, seed=0):
 # beta, the closer it is to 0 or 1. Stretching sigma from (0, 1) to (l, r) and clamping it gives
 # exact zeros and ones with a positive probability. In between there is a gradient in log_alpha.
 # z > 0 means sigma > -l / (r - l). The distribution function of the noise is the sigmoid, which
-# gives the last line. Once training is over there is no more noise. As in the authors' code, what
-# stays open then gets the value sigmoid(.8 log_alpha / beta), without stretching and clamping.
+# gives P(z > 0). The final masks have no noise. As in the authors' code, what stays open then gets
+# the value sigmoid(.8 log_alpha / beta), without stretching and clamping.
 #
 # DEPARTURE: all masks start nearly open. In the authors' code FFN units start at P(z > 0) = .83, so
 # 11 % of the weights count as pruned before training; here 3 %.
@@ -469,7 +471,9 @@ def final_z(log_alpha):
 
 
 class Masks(nn.Module):
-    """log_alpha of every mask. A group that is switched off has log_alpha inf: its masks are open.
+    """log_alpha of every mask: the parameter named z_mha is the log_alpha of z_mha, and so on.
+
+    A group that is switched off has log_alpha inf: its masks are open.
     """
 
     GROUPS = ("z_mha", "z_head", "z_ffn", "z_int", "z_hidn")
@@ -504,11 +508,12 @@ class Masks(nn.Module):
         return {group: sample_z(log_alpha) for group, log_alpha in self.log_alpha().items()}
 
     def sparsity(self, z=None):
-        """Return the sparsity s of masks z. Without z: the expected one, with a gradient."""
-        # masks are independent: the probability that two are open is the product
+        """Return the sparsity s of masks z of 0 and 1. Without z: the expected one, with a gradient.
+        """
         if z is None:
             z = {group: keep_prob(log_alpha) for group, log_alpha in self.log_alpha().items()}
         full = {group: torch.ones_like(mask) for group, mask in z.items()}
+        # masks are independent: the probability that two are open is the product
         size = expected_size(self.k, **z)
         full_size = expected_size(self.k, **full)
         return 1 - size / full_size                                 # ()             §3.1 sparsity
@@ -580,8 +585,8 @@ def lagrangian(s, t, lambda1, lambda2):
 # p_s and p_t are the predictions of student and teacher, H (B, T, d) their hidden states. A layer
 # is alive if it has weights left. There is no loss on the labels, unless L_pred is switched off.
 # W_layer is a d x d matrix that starts as the identity and is trained (with a wider teacher, as
-# many rows as its hidden size). On small data sets the matching is ordered: a teacher layer may
-# match only a student layer below the one that the teacher layer above it has matched.
+# many rows as its hidden size). On small data sets the matching is ordered: from the top down, each
+# teacher layer may only match a student layer below the last match.
 #
 # DEPARTURE: the paper writes KL(p_s || p_t). The authors' code takes the teacher as the target, and
 # so does this file: the published results come from it.
@@ -697,8 +702,8 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer):
     out, out_t: Output of student and teacher, the latter None without distillation. Labels count
     only where L_pred does not: without a teacher, or with pred_weight 0.
     """
-    # logits in fp32: bf16 has two to three digits
     m = None
+    # logits in fp32: bf16 has two to three digits
     if out_t and cfg.pred_weight:
         pred = pred_loss(out.logits.float(), out_t.logits.float(), cfg.temperature)
         loss = cfg.pred_weight * pred
@@ -722,12 +727,12 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer):
 #     expected to be, round(sum P(z > 0)): those with the highest log_alpha
 #
 # DEPARTURE: this rule alone misses the target by up to 1.5 points. So a shift is added to all
-# log_alpha first: the largest one for which at most (1 - t) M weights are left, the budget. If the
-# Lagrangian has brought s to t, the shift is almost 0. The rest of the budget is then too small for
-# a head or a hidden dimension. So the finest group (the FFN units) gets a shift of its own that
-# fills the budget; if all units are too few, z_ffn gets one, too. The sparsity is never below its
-# target, and above it by less than one unit (more only where masks of a group are exactly equal,
-# and in tiny networks, in which a single part exceeds the budget).
+# log_alpha first: the largest for which the network fits into the budget of (1 - t) M weights. If
+# the Lagrangian has brought s to t, the shift is almost 0. The rest of the budget is then too small
+# for a head or a hidden dimension. So the finest group (the FFN units) gets a shift of its own that
+# fills the budget; if even all units do not fill it, z_ffn is shifted as well. The sparsity is
+# never below its target, and above it by less than one unit (more only where masks of a group are
+# exactly equal, and in tiny networks, in which a single part exceeds the budget).
 #
 # A pruned matrix is diag(z_rows) W diag(z_columns) without the closed rows and columns. With the
 # masks folded into the weights, the pruned network has the outputs of the masked one, and the same
@@ -743,7 +748,7 @@ def distillation_loss(out, out_t, labels, attention_mask, cfg, W_layer):
 
 # by the weights behind one mask, of BERT-base: 1,536; 110,592; 196,608; 2.4 and 4.7 million
 FINEST_FIRST = ("z_int", "z_hidn", "z_head", "z_mha", "z_ffn")
-LAYER_OF = {"z_head": "z_mha", "z_int": "z_ffn"}    # {units: mask of the sub-layer they are in}
+SUBLAYER_OF = {"z_head": "z_mha", "z_int": "z_ffn"}    # {units: mask of the sub-layer they are in}
 FAR = 1000.0                                        # beyond any log_alpha; a baseline's go to 850
 
 
@@ -800,16 +805,17 @@ def final_masks(masks, t):
     """Return the final masks: of sparsity t, or above it by less than one mask of the finest group.
 
     The finest group is that of the FFN units; if those are off, hidden dimensions, heads or layers.
-    Returns {group: z}: 0 if closed or in a dead layer, its final value if open, 1 if the group is
-    switched off.
+    Returns {group: z}: 0 if closed or in a dead sub-layer, its final value if open, 1 if the group
+    is switched off.
     """
     log_alpha = {group: a.detach().cpu().double() for group, a in masks.log_alpha().items()}
     rank = {group: descending_rank(a) for group, a in log_alpha.items()}
     finest = next(group for group in FINEST_FIRST if log_alpha[group].isfinite().all())
 
-    def structure(shift, layer_shift, finest_shift):
-        """finest_shift is added to the finest group, layer_shift to the layers that hold it."""
-        shifts = {finest: finest_shift, LAYER_OF.get(finest): layer_shift}
+    def structure(shift, sublayer_shift, finest_shift):
+        """finest_shift is added to the finest group, sublayer_shift to the sub-layers it is in."""
+        # hidden dimensions and layers are in no sub-layer: then the second entry (None) is not used
+        shifts = {finest: finest_shift, SUBLAYER_OF.get(finest): sublayer_shift}
         p = {group: keep_prob(a + shifts.get(group, shift)) for group, a in log_alpha.items()}
         z = deterministic_masks(p, rank)
         # without any hidden dimension there is no network
@@ -820,22 +826,22 @@ def final_masks(masks, t):
         # 1e-12, far less than one weight of a BERT, is for rounding errors
         return masks.sparsity(structure(*shifts)) >= t - 1e-12      # § budget
 
-    # One shift for all groups, one for the layers of the finest group, and one for that group.
+    # One shift for all groups, one for the sub-layers of the finest group, and one for that group.
     # Ranks do not change: a larger shift only opens masks. So the size grows with the shift.
     shift, too_large = bisect(lambda x: fits(x, x, x))
     if fits(shift, FAR, FAR) and fits(too_large, too_large, -FAR):
         # Even all units do not fill the budget. Take the next larger structure, with fewer units.
-        # (In a tiny network it may be too large even without any.)
+        # (But not if it is too large even without units, as in a tiny network.)
         shift = too_large
-    # layers stay as they are, unless all units of the open ones would not fill the budget
+    # more sub-layers are opened only if all units of the open ones do not fill the budget
     _, needed = bisect(lambda x: fits(shift, x, FAR))
-    layer_shift = max(shift, needed)
-    finest_shift, _ = bisect(lambda x: fits(shift, layer_shift, x))
-    z = structure(shift, layer_shift, finest_shift)
-    for units, layer in LAYER_OF.items():
-        # a layer without units has no effect, nor have the units of a closed layer
-        z[layer] = is_alive(z[layer], z[units]).to(z[units])
-        z[units] = z[units] * z[layer][:, None]
+    sublayer_shift = max(shift, needed)
+    finest_shift, _ = bisect(lambda x: fits(shift, sublayer_shift, x))
+    z = structure(shift, sublayer_shift, finest_shift)
+    for units, sublayer in SUBLAYER_OF.items():
+        # a sub-layer without units has no effect, nor have the units of a closed sub-layer
+        z[sublayer] = is_alive(z[sublayer], z[units]).to(z[units])
+        z[units] = z[units] * z[sublayer][:, None]
     return {group: (z[group] * final_z(log_alpha[group])).to(a)
             for group, a in masks.log_alpha().items()}
 
@@ -865,7 +871,7 @@ def fold_norm(new, old, z_hidn):
 def fold_mha(new, old, z_mha, z_head, z_hidn):
     """Fold the masks of an MHA: z_head into the columns of out, z_mha and z_hidn into its rows.
 
-    Query, key and value read the residual stream and only lose what is closed: z > 0.
+    Query, key and value read the residual stream and only keep what is open: z > 0.
     z_mha (), z_head (h), z_hidn (d).
     """
     z_wide = z_head.repeat_interleave(old.k)                        # (h k)
@@ -892,10 +898,10 @@ def build_subnetwork(bert, z):
     z: the five masks. Returns a new BERT with the outputs of the masked one. Its weights are
     functions of bert and z, so that gradients flow back to both. A classifier of classes is shared.
     """
-    # heads and FFN units that are left in each layer; a dead sub-layer has none
     z_hidn = z["z_hidn"]                                            # (d)
     mha_is_alive = is_alive(z["z_mha"], z["z_head"])                # (L)
     ffn_is_alive = is_alive(z["z_ffn"], z["z_int"])                 # (L)
+    # heads and FFN units that are left in each layer; a dead sub-layer has none
     h = (z["z_head"] > 0).sum(1) * mha_is_alive                     # (L)
     f = (z["z_int"] > 0).sum(1) * ffn_is_alive                      # (L)
     config = replace(
@@ -962,7 +968,7 @@ def prune_model(bert, z):
 #
 # DEPARTURE: the authors' code updates the multipliers with Adam: a step of .01 whatever s - t is.
 # Here plain gradient ascent: lambda1 moves in proportion to s - t. lambda2 does not start at 0, but
-# at 1,400 (toy: 7,600) in a run of 10,000 steps.
+# at 1,400 (toy: 7,600) in a run of 10,000 steps or more.
 # DEPARTURE: in a run of fewer than 10,000 steps the learning rates of masks and multipliers are
 # scaled up: from open to closed is the same distance in few steps as in many. lambda2 is scaled
 # down: in few steps s cannot follow t closely, and a large lambda2 would only push harder.
@@ -978,8 +984,8 @@ MAX_MASK_LR_SCALE = 20               # ours
 def target_sparsity(step, num_steps, cfg):
     """Return t at a step, 0 before the masks start.
 
-    Of several sparsities only the rise from the last but one to the last is left. Before it, t is
-    the last but one, and the masks are sampled from the first step.
+    Of several sparsities, t rises from the one before to the current one, which is the last in cfg.
+    The masks are then sampled from the first step.
     """
     before, last = cfg.ramp()                   # of one sparsity: 0 and the target
     start = cfg.mask_start * num_steps

@@ -73,7 +73,7 @@ def read_submission(paths):
     """Return {name: text} of those of FILES that are there, and notes on what is not.
 
     paths: of one student: .py files, .zip files, or folders; the files may be in a folder or a .zip
-    within. Of several files of one name the least nested one is read.
+    within. Of several files one with the exact name is read, then the least nested one.
     """
     found, notes = {}, []
     for path in paths:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import cofi
-from cofi import FINEST_FIRST, LAYER_OF, final_masks, final_z, keep_prob
+from cofi import FINEST_FIRST, SUBLAYER_OF, final_masks, final_z, keep_prob
 from data.harness.runs import max_sparsity
 from data.tests.common import MINILM, TINY, assert_close, random_log_alpha, slow
 
@@ -89,7 +89,7 @@ def check_ranks(masks, z):
         num_open = (z[group] > 0).sum(-1, keepdim=True)
         highest = cofi.descending_rank(log_alpha[group]) < num_open
         assert torch.equal(z[group] > 0, highest), group
-    for units, layer in LAYER_OF.items():
+    for units, layer in SUBLAYER_OF.items():
         alive = (z[layer] > 0).tolist()
         assert alive == (z[units] > 0).any(-1).tolist(), f"{layer} is open without {units}"
         for i, j in itertools.permutations(range(len(alive)), 2):
@@ -110,7 +110,7 @@ def check_values(masks, z):
         value = final_z(log_alpha.detach().double())
         assert torch.equal(z[group], torch.where(z[group] > 0, value, 0.0).float()), group
         if log_alpha.isinf().all() and group in ("z_head", "z_int"):
-            assert (z[group][z[LAYER_OF[group]] > 0] == 1).all(), group
+            assert (z[group][z[SUBLAYER_OF[group]] > 0] == 1).all(), group
 
 
 @slow
