@@ -508,8 +508,7 @@ class Masks(nn.Module):
         return {group: sample_z(log_alpha) for group, log_alpha in self.log_alpha().items()}
 
     def sparsity(self, z=None):
-        """Return the sparsity s of masks z of 0 and 1. Without z: the expected one, with a gradient.
-        """
+        """Return the sparsity of masks z of 0 and 1. Without z: the expected s, with a gradient."""
         if z is None:
             z = {group: keep_prob(log_alpha) for group, log_alpha in self.log_alpha().items()}
         full = {group: torch.ones_like(mask) for group, mask in z.items()}

@@ -28,11 +28,11 @@ cofi.py.
     3  Small and dense       the dense counterpart of equal size
     4  Augmentation          other words in the same sentence
     5  Training              one loop for all strategies
-    6  Compression           weights, multiply-adds, bytes, milliseconds
+    6  Compression           weights, multiply-adds, bytes, speed-up
     7  Main                  the comparison
 
-Shapes are written with the letters of cofi.py. Unlike there, t is time: the share of the pruning
-that is done.
+Shapes, § and DEPARTURE are as in cofi.py. Unlike there, t is time: the share of the pruning that is
+done.
 """
 import copy
 import math
@@ -45,7 +45,7 @@ from cofi import count_encoder_weights, label_loss, load_pretrained, pred_loss
 from data.checkpoint import read_mlm_head
 from data.errors import UserError
 from data.files import write_json
-from data.harness.cli import RunConfig, flag
+from data.harness.cli import EPOCHS, LEARNING_RATE, WEIGHT, RunConfig, flag
 from data.harness.commands import run_cli
 from data.harness.console import COFI_COLUMNS, SPARSEBERT_HEADER, SPARSEBERT_LEGEND, print_header
 from data.harness.console import sparsebert_line
@@ -81,8 +81,8 @@ class Settings(RunConfig):
                          f"Some of {' '.join(STRATEGY_LABELS)}, separated by commas",
                          some_of=tuple(STRATEGY_LABELS))
     prune_epochs: float = flag(None, "Epochs (paper: 12 for MRPC, 5 for QNLI, on augmented data)",
-                               range=(0.001, 1e4))
-    prune_lr: float = flag(3e-5, "Learning rate (paper: 3e-5)", range=(1e-9, 1))
+                               range=EPOCHS)
+    prune_lr: float = flag(3e-5, "Learning rate (paper: 3e-5)", range=LEARNING_RATE)
     decay: bool = flag(False, "Let the learning rate fall linearly to 0 (paper: constant)")
     weight_decay: float = flag(0.01, "Weight decay of AdamW (paper: .01)", range=(0, 10))
     prune_events: int = flag(100, "Number of times that weights are pruned (paper: about 100)",
@@ -90,10 +90,9 @@ class Settings(RunConfig):
     prune_until: float = flag(1.0, "Share of the steps after which nothing more is pruned; the "
                               "rest is for recovery (paper: 1, none)", range=(0.01, 1))
     block: int = flag(1, "Size of the square blocks that are pruned (paper: 1)", range=(1, 1024))
-    hidden_weight: float = flag(1.0, "Weight of L_hidden (paper: 1)", range=(0, 1000))
-    attention_weight: float = flag(1.0, "Weight of L_att (paper: 1)", range=(0, 1000))
-    pred_weight: float = flag(1.0, "Weight of L_pred, 0: labels instead (paper: 1)",
-                              range=(0, 1000))
+    hidden_weight: float = flag(1.0, "Weight of L_hidden (paper: 1)", range=WEIGHT)
+    attention_weight: float = flag(1.0, "Weight of L_att (paper: 1)", range=WEIGHT)
+    pred_weight: float = flag(1.0, "Weight of L_pred, 0: labels instead (paper: 1)", range=WEIGHT)
     augment: int = flag(0, "Copies of the training set with other words and the same labels "
                         "(paper: about 60 for MRPC)", range=(0, 1000))
 
@@ -102,8 +101,10 @@ class Settings(RunConfig):
                      "squad": {"prune_epochs": 5}, "toy": {"prune_epochs": 4, "prune_lr": 1e-3}}
 
     def num_runs(self):
-        """Return how often there is something to prune: every strategy at every sparsity."""
-        return len(self.sparsities()) * len(self.strategy.split(","))
+        """Return how often prune_epochs are run: by each strategy, at each sparsity, and for the
+        augmented copies.
+        """
+        return len(self.sparsities()) * len(self.strategy.split(",")) * (1 + self.augment)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def magnitude_mask(weight, mask, sparsity, block=1):
     score = score.masked_fill(~was_open, -1)                # (rows / block, columns / block)
     kept = score.flatten().topk(num_kept(score.numel(), sparsity)).indices
     new = torch.zeros(score.numel(), dtype=torch.bool, device=weight.device)
-    new[kept] = True                                                # § magnitude mask
+    new[kept] = True                                                # §3 magnitude mask
     return new.view_as(score).repeat_interleave(block, 0).repeat_interleave(block, 1)
 
 
@@ -169,11 +170,11 @@ def cubic_sparsity(t, sparsity):
     >>> [round(cubic_sparsity(t, 0.8), 3) for t in (0, 0.25, 0.5, 1)]
     [0.0, 0.463, 0.7, 0.8]
     """
-    return sparsity * (1 - (1 - t) ** 3)                            # § cubic schedule
+    return sparsity * (1 - (1 - t) ** 3)                            # §3 cubic schedule
 
 
 def pruning_schedule(num_steps, cfg, sparsity):
-    """Return {step: s}: cfg.prune_events steps, the last at cfg.prune_until of all."""
+    """Return {step: s}: at most cfg.prune_events steps, the last at cfg.prune_until of all."""
     # 1e-6 as in num_kept: 0.29 * 100 is 28.999999999999996
     last = max(1, math.floor(cfg.prune_until * num_steps + 1e-6))
     return {math.ceil(last * i / cfg.prune_events): cubic_sparsity(i / cfg.prune_events, sparsity)
@@ -213,8 +214,10 @@ def prune(bert, masks, sparsity, block):
 # Student and teacher have the same width: nothing is projected.
 # DEPARTURE: KL for soft cross-entropy: the same gradient, and 0 where the two agree. The authors'
 # code takes a mean over the classes as well, so that its L_pred weighs half as much for two
-# classes. Padding counts in no loss. The teacher is in eval mode; the authors' code leaves its
-# dropout on. They pass the pooled output through an extra ReLU; BERT has none.
+# classes.
+# DEPARTURE: padding counts in no loss.
+# DEPARTURE: the teacher is in eval mode; the authors' code leaves its dropout on.
+# DEPARTURE: the authors pass the pooled output through an extra ReLU; BERT has none.
 #
 # For a regression (STS-B) L_pred is the MSE to the labels, as in the authors' code.
 
@@ -225,14 +228,14 @@ def hidden_loss(H_s, H_t, attention_mask):
     attention_mask (B, T) bool, False at padding.
     """
     error = (H_s - H_t.float()).square().mean(-1)                   # (B, T)
-    return (error * attention_mask).sum() / attention_mask.sum()    # ()             § L_hidden
+    return (error * attention_mask).sum() / attention_mask.sum()    # ()             §3 L_hidden
 
 
 def attention_loss(A_s, A_t, attention_mask):
     """Return the MSE of attention scores (B, h, T, T) over pairs of tokens, neither padding."""
     both = (attention_mask[:, :, None] & attention_mask[:, None, :])[:, None]   # (B, 1, T, T)
     error = (A_s.float() - A_t.float()).square() * both             # (B, h, T, T)
-    return error.sum() / (both.sum() * A_s.shape[1])                # ()             § L_att
+    return error.sum() / (both.sum() * A_s.shape[1])                # ()             §3 L_att
 
 
 def distillation_losses(bert, out, teacher, out_t, labels, attention_mask, heads, use_labels=False):
@@ -254,7 +257,7 @@ def distillation_losses(bert, out, teacher, out_t, labels, attention_mask, heads
     if use_labels or out.logits.shape[-1] == 1:
         pred = label_loss(out.logits.float(), labels)
     else:
-        pred = pred_loss(out.logits.float(), out_t.logits.float(), 1.0)     # ()     § L_pred
+        pred = pred_loss(out.logits.float(), out_t.logits.float(), 1.0)     # ()     §3 L_pred
     return torch.stack([hidden, attention, pred])                   # (3)
 
 
@@ -333,15 +336,15 @@ def small_dense(bert, sparsity):
 def augment(dataset, bert, head, mask_id, special, copies, share=0.15, candidates=15):
     """Return a dataset with `copies` more of each example, in which some words are replaced.
 
-    bert: pre-trained; head: from read_mlm_head; mask_id: the token id of the mask; special: token
-    ids that are never replaced. Labels stay.
+    bert: pre-trained, in eval mode; head: from read_mlm_head; mask_id: the token id of the mask;
+    special: token ids that are never replaced. Labels stay.
 
     DEPARTURE: a share of the tokens is masked at once and each is filled with one of the most
-    probable candidates, drawn by its probability. TinyBERT masks one word at a time; for words in
-    pieces it takes neighbours from GloVe.
+    probable candidates, drawn by its probability. The paper augments as TinyBERT does, which masks
+    one word at a time, and takes neighbours from GloVe for words in pieces. The share is ours.
     """
     device, parts = bert.classifier.weight.device, [dataset]
-    special = torch.tensor(sorted(special), device=device)
+    special = torch.tensor(special, device=device)
     for _ in range(copies):
         new_ids = dataset.input_ids.copy()
         for indices, batch in batches(dataset, 64):
@@ -350,7 +353,7 @@ def augment(dataset, bert, head, mask_id, special, copies, share=0.15, candidate
             free = inputs["attention_mask"] & ~torch.isin(input_ids, special)       # (B, T)
             chosen = free & (torch.rand(free.shape, device=device) < share)         # (B, T)
             masked = inputs | {"input_ids": input_ids.masked_fill(chosen, mask_id)}
-            states = bert.eval()(**masked).hidden_states[-1]        # (B, T, d)
+            states = bert(**masked).hidden_states[-1]               # (B, T, d)
             logits = word_logits(head, states[chosen])              # (words, vocab)
             logits[:, special] = -torch.inf
             best = logits.topk(min(candidates, logits.shape[-1]))
@@ -369,7 +372,7 @@ def augment_dataset(data, cfg, config, tokenizer, device):
     special = special_ids(tokenizer)
     head = read_mlm_head(cfg.model, device)
     bert, _ = load_pretrained(cfg.model, config, cfg.seed)
-    bert.to(device)
+    bert.to(device).eval()
     data = copy.copy(data)
     data.train = augment(data.train, bert, head, special[0], special, cfg.augment)
     return data
@@ -378,6 +381,15 @@ def augment_dataset(data, cfg, config, tokenizer, device):
 # --------------------------------------------------------------------------------------------------
 # 5. Training: one loop for all strategies
 # --------------------------------------------------------------------------------------------------
+#     strategy         starts from            pruned           loss      steps
+#     prune_first      pre-trained, pruned    before step 1    labels    prune_epochs + teacher's
+#     finetune_first   teacher                by s(t)          labels    prune_epochs
+#     distil           pre-trained            by s(t)          L         prune_epochs
+#     small_dense      pre-trained, smaller   before step 1    L         prune_epochs
+#
+# The last three need the teacher, whose steps count as well. So all take equally many steps.
+# DEPARTURE: the gradient is clipped as a whole, at norm 1; the authors' BertAdam clips each tensor.
+# DEPARTURE: weight decay also acts on biases and LayerNorms.
 
 
 def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, heads=None,
@@ -443,7 +455,7 @@ def train(strategy, bert, data, cfg, journal, masks, sparsity, teacher=None, hea
 
 
 # --------------------------------------------------------------------------------------------------
-# 6. Compression: weights, multiply-adds, bytes and milliseconds
+# 6. Compression: weights, multiply-adds, bytes and speed-up
 # --------------------------------------------------------------------------------------------------
 # data/sparse.py stores the pruned matrices without their zeros and multiplies with them on a CPU.
 #
@@ -472,7 +484,7 @@ def count_weights(bert):
 # --------------------------------------------------------------------------------------------------
 
 
-def check_block(config, sparsity, block):
+def check_sizes(config, sparsity, block):
     """Raise UserError if the matrices cannot be divided into blocks, or if no block would stay."""
     width = config.heads_per_layer[0] * config.attention_head_size
     columns = config.hidden_size
@@ -506,9 +518,15 @@ class Comparison:
     knowledge: Knowledge      # figure 2: how much general language knowledge an encoder has
 
     def result_row(self, strategy, sparsity, bert, scores, seconds):
-        """Return a row of the table: dev scores, a score on 1,000 training examples, knowledge."""
-        train = evaluate(bert, self.data.train.head(1000), self.data.metrics)[self.data.metrics[0]]
-        return {"strategy": strategy, "sparsity": sparsity, "scores": scores, "train": train,
+        """Return a row of the table: dev scores, a score on 1,000 training examples, knowledge.
+
+        scores: {} of an untrained classifier.
+        """
+        train_scores = {}
+        if scores:
+            train_scores = evaluate(bert, self.data.train.sample(1000), self.data.metrics)
+        return {"strategy": strategy, "sparsity": sparsity, "scores": scores,
+                "train": train_scores.get(self.data.metrics[0]),
                 "general": self.knowledge(bert), "seconds": seconds,
                 "kept": count_weights(bert)["matrices"][1]}
 
@@ -531,12 +549,12 @@ class Comparison:
         """Train and save a strategy at one sparsity, unless it was done before: return its row."""
         cfg, name = self.cfg, f"{strategy}-{sparsity}"
         folder, key = self.journal.folder / name, self.journal.settings
-        finished = load_finished(folder, key)
+        finished = load_finished(folder, key, cfg.overwrite)
         if finished:
             return {k: x for k, x in finished.items() if k not in ("settings", "sha256")}
         bert, masks, heads = self.start(strategy, sparsity)
         teacher = self.teacher if strategy in ("distil", "small_dense") else None
-        # prune_first has no teacher: it gets the teacher's steps as well
+        # prune_first needs no teacher: it gets the teacher's steps as well
         teacher_steps = cfg.num_steps("teacher", len(self.data.train))
         extra_steps = teacher_steps if strategy == "prune_first" else 0
         scores, seconds = train(strategy, bert, self.augmented, cfg, self.journal, masks, sparsity,
@@ -552,18 +570,18 @@ def print_comparison(folder, result):
     """Print what came of a run. folder: of the run, not needed; result: its result.json."""
     print("\n" + comparison_table(result["rows"], STRATEGY_LABELS))
     if "counts" in result:
-        print_compression(result["sparse"], result)
+        print_compression(result)
 
 
 def run(cfg):
     """Run every strategy at every sparsity. What was finished earlier is not done again."""
     device, tokenizer, config = setup(cfg, cofi.Config)
     for sparsity in cfg.sparsities():       # report what is impossible before any training
-        check_block(config, sparsity, cfg.block)
+        check_sizes(config, sparsity, cfg.block)
         if "small_dense" in cfg.strategy.split(","):
             small_dense_sizes(config, sparsity)
     if cfg.augment:
-        read_mlm_head(cfg.model, device)
+        read_mlm_head(cfg.model, device)    # raises UserError if there is none
     data, config = load_data(cfg, config, tokenizer)
     folder, key, is_finished = find_run(
         cfg, data, ["sparsebert", cfg.task, cfg.sparsity], print_comparison)
@@ -593,7 +611,8 @@ def run(cfg):
     if sparse:
         name = f"{sparse[-1]['strategy']}-{sparse[-1]['sparsity']}"
         bert = cofi.load_finetuned(folder / name).eval()
-        result |= {"sparse": name, "counts": count_weights(bert), "speedup": speedup_csr(bert),
+        result |= {"sparse": name, "counts": count_weights(bert),
+                   "speedup": speedup_csr(bert), "threads": torch.get_num_threads(),
                    "bytes": save_sparse(folder / name / "sparse.bin", bert)}
     write_json(folder / "result.json", result)
     print_comparison(folder, result)

@@ -210,10 +210,10 @@ def read_finetuned(model):
     check_head(path, on_disk)
     for name in ("classifier.weight", "embeddings.word.weight"):
         if name not in weights or weights[name].dim() != 2:
-            raise UserError(f"{model}: there is no {name.split('.')[-2]} in it, or not as a matrix"
-                            ". Try a fine-tuned model")
+            raise UserError(f"{model}: there is no {name} in it, or not as a matrix. Try a "
+                            "fine-tuned model")
     outputs = len(weights["classifier.weight"])
-    config["is_span"] = "qa_outputs.weight" in tensors
+    config["is_span"] = any(name.endswith("qa_outputs.weight") for name in tensors)
     if config["is_span"] or outputs == 1:
         config["id2label"] = None
     elif not config["id2label"]:                # transformers leaves default names out
@@ -338,16 +338,16 @@ def read_mlm_head(model, device):
     Raises UserError.
     """
     tensors = load_tensors(model)
-    w = {tf_to_hf(name): tensor.float().to(device) for name, tensor in tensors.items()}
+    head = {tf_to_hf(name): tensor.float() for name, tensor in tensors.items() if "cls." in name}
 
-    def pair(part):
-        prefix = f"cls.predictions.transform.{part}"
-        return w[f"{prefix}.weight"], w[f"{prefix}.bias"]
+    def read(name):
+        return head[f"cls.predictions.{name}"].to(device)
 
     try:
-        return {"dense": pair("dense"), "norm": pair("LayerNorm"),
+        return {"dense": (read("transform.dense.weight"), read("transform.dense.bias")),
+                "norm": (read("transform.LayerNorm.weight"), read("transform.LayerNorm.bias")),
                 "words": rename_keys(tensors, model)["embeddings.word.weight"].to(device),
-                "bias": w["cls.predictions.bias"]}
+                "bias": read("bias")}
     except KeyError as error:
         raise UserError(f"{model}: there is no masked-LM head in it ({error.args[0]} is missing). "
                         "Try --augment 0, or a checkpoint with its pre-training heads") from error

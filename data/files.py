@@ -36,8 +36,8 @@ def write_atomically(path, save):
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, RuntimeError) as error:        # torch.save raises RuntimeError on a full disk
-        raise UserError(f"{path} cannot be written ({short_message(error)}). The earlier file is "
-                        "intact. Free some space, or try another --out") from error
+        raise UserError(f"{path} cannot be written ({short_message(error)}). Nothing was "
+                        "replaced. Free some space, or try another folder") from error
     finally:
         with contextlib.suppress(OSError):          # also after Ctrl-C
             part.unlink(missing_ok=True)
@@ -93,8 +93,9 @@ def read_tensors(path, remedy="Try to download or save it again"):
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is not a file of tensors: it is damaged, or holds objects of "
-                        f"Python. {remedy}, with torch.save(model.state_dict(), ...)") from error
+        raise UserError(f"{path} is not a file of tensors, as torch.save(model.state_dict(), ...) "
+                        f"writes it: it is damaged, or holds objects of Python. {remedy}"
+                        ) from error
     except Exception as error:  # truncated, not a checkpoint
         raise UserError(f"{path} is not a file of tensors ({type(error).__name__}). {remedy}"
                         ) from error

@@ -89,11 +89,14 @@ def fetch(name, filename, optional=False):
         check_disk(error)
         # LocalEntryNotFoundError is a subclass that means "no connection".
         exists_not = isinstance(error, EntryNotFoundError)
-        if exists_not and not isinstance(error, LocalEntryNotFoundError):
-            if optional:
-                return None
+        exists_not = exists_not and not isinstance(error, LocalEntryNotFoundError)
+        # without a network the cache knows which files a model does not have
+        known = huggingface_hub.try_to_load_from_cache(str(name), filename)
+        if optional and (exists_not or known is huggingface_hub._CACHED_NO_EXIST):
+            return None
+        if exists_not:
             raise UserError(f"{name}: there is no {filename} in it. Try a model with {FILES}"
                             ) from error
-        raise UserError(f"Could not download {filename} of the model {name} "
-                        f"({short_message(error)}). Check the name and the network, or try a "
+        raise UserError(f"Could not download {filename} of the model {name}, which is no folder "
+                        f"here ({short_message(error)}). Check the name and the network, or try a "
                         f"folder with {FILES}") from error

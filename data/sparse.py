@@ -12,7 +12,8 @@ from data.harness.report import measure_speedup
 
 
 def save_sparse(path, bert):
-    """Write all weights; of each matrix one bit for each place, and the values that are not 0.
+    """Write all weights; of the encoder's matrices one bit for each place, and the values that are
+    not 0.
 
     Returns (bytes of the matrices in this file, bytes of them dense).
     """
@@ -45,8 +46,8 @@ def load_sparse(path):
 class SparseLinear(nn.Module):
     """A Linear whose matrix is stored by rows (CSR): only nonzero weights are multiplied.
 
-    The matrix stands on the left and the tokens are columns, W x^T. That is several times as fast
-    as F.linear(x, W), which PyTorch accepts as well and is no faster than the dense one.
+    The matrix stands on the left and the tokens are columns, W x^T. PyTorch also accepts
+    F.linear(x, W), but then it is several times slower, no faster than with a dense W.
     """
 
     def __init__(self, linear):

@@ -5,7 +5,8 @@ import datasets
 import numpy as np
 
 from data.metrics import METRICS
-from data.tokenized import TokenizedDataset, id_dtype, map_cached, unpack_list_column
+from data.tokenized import (TokenizedDataset, evenly_spaced, id_dtype, map_cached,
+                            unpack_list_column)
 
 DOC_STRIDE = 128          # tokens from one window of a context to the next; paper: 128
 MAX_QUERY_LENGTH = 64     # tokens of a question that are read; authors' code: 64
@@ -24,11 +25,17 @@ class Windows(TokenizedDataset):
     contexts: list                    # one for each question
     answers: list                     # accepted texts, one list for each question
 
-    def head(self, n):
-        """Return the first n windows, or all if there are fewer."""
-        few = super().head(n)
-        return replace(few, char_offsets=self.char_offsets[:len(few.input_ids)],
-                       question_index=self.question_index[:len(few)])
+    def sample(self, n):
+        """Return all windows of n questions, evenly spaced, or of all if there are fewer."""
+        questions = np.unique(self.question_index)
+        chosen = questions[evenly_spaced(len(questions), n)]
+        return self.select(np.flatnonzero(np.isin(self.question_index, chosen)))
+
+    def select(self, indices):
+        """Return the windows with these indices."""
+        few = super().select(indices)
+        return replace(few, char_offsets=self.char_offsets[self.token_positions(indices)],
+                       question_index=self.question_index[indices])
 
     def predictions(self, logits):
         """Return {question: (text, score)}: the best span of all windows of each question.

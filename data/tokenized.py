@@ -26,13 +26,22 @@ class TokenizedDataset:
     def __len__(self):
         return len(self.first_segment_length)
 
-    def head(self, n):
-        """Return the first n examples, or all if there are fewer."""
-        n = min(n, len(self))
-        return replace(self, input_ids=self.input_ids[:self.offsets[n]],
-                       offsets=self.offsets[:n + 1],
-                       first_segment_length=self.first_segment_length[:n],
-                       labels=self.labels[:n], subset=self.subset[:n])
+    def sample(self, n):
+        """Return n examples, evenly spaced, or all if there are fewer."""
+        return self.select(evenly_spaced(len(self), n))
+
+    def select(self, indices):
+        """Return the examples with these indices."""
+        lengths = self.offsets[indices + 1] - self.offsets[indices]
+        return replace(self, input_ids=self.input_ids[self.token_positions(indices)],
+                       offsets=np.concatenate([[0], np.cumsum(lengths)]),
+                       first_segment_length=self.first_segment_length[indices],
+                       labels=self.labels[indices],
+                       subset=self.subset[indices] if len(self.subset) else self.subset)
+
+    def token_positions(self, indices):
+        """Return where the tokens of these examples are in input_ids."""
+        return np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in indices])
 
     def batch(self, indices):
         """Return tensors of the given examples, padded to the longest of them.
@@ -70,6 +79,16 @@ class TokenizedDataset:
             inside = self.subset == name
             scores[str(name)] = METRICS[metrics[0]](predicted[inside], self.labels[inside])
         return scores
+
+
+def evenly_spaced(length, n):
+    """Return n of the indices below length, evenly spaced, or all if there are fewer.
+
+    Example:
+    >>> evenly_spaced(10, 4).tolist(), evenly_spaced(2, 4).tolist()
+    ([0, 3, 6, 9], [0, 1])
+    """
+    return np.unique(np.linspace(0, length - 1, n).round().astype(np.int64))
 
 
 def concatenate(parts):

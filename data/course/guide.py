@@ -38,11 +38,11 @@ TESTS = {
     "§ budget": ["test_final_masks_meet_the_target", "test_final_masks_of_known_log_alpha"],
     "§ fold": ["test_fold", "test_prune_model"],
     "§ warm-up": ["test_target_sparsity"],
-    "§ magnitude mask": ["test_magnitude_mask", "test_magnitude_mask_of_blocks"],
-    "§ cubic schedule": ["test_cubic_schedule", "test_pruning_schedule"],
-    "§ L_hidden": ["test_hidden_loss"],
-    "§ L_att": ["test_attention_loss"],
-    "§ L_pred": ["test_distillation_adds_up_the_layers"],
+    "§3 magnitude mask": ["test_magnitude_mask", "test_magnitude_mask_of_blocks"],
+    "§3 cubic schedule": ["test_cubic_schedule", "test_pruning_schedule"],
+    "§3 L_hidden": ["test_hidden_loss"],
+    "§3 L_att": ["test_attention_loss"],
+    "§3 L_pred": ["test_distillation_adds_up_the_layers"],
 }
 
 

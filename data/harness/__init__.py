@@ -1,4 +1,4 @@
-"""The harness: what every training run needs and neither paper is about.
+"""The harness: what every training run needs besides the two methods.
 
     cli         flags from a dataclass of settings
     device      device, precision and threads

@@ -1,10 +1,11 @@
 """Line charts as SVG, side by side: for a slide, without a plotting library."""
 import itertools
+import math
 from html import escape
 
 WIDTH, HEIGHT = 460, 260                        # of a panel, in pixels
 LEFT, TOP, RIGHT, BOTTOM = 48, 34, 110, 40      # its margins
-COLOURS = ("#1f5fa8", "#c8471c", "#2c8a4b", "#8a4fb0", "#7a6a10", "#4a4a4a")    # apart for most
+COLOURS = ("#1f5fa8", "#c8471c", "#2c8a4b", "#8a4fb0", "#7a6a10", "#4a4a4a")    # easy to tell
 
 
 def ticks(low, high, most=5):
@@ -16,8 +17,8 @@ def ticks(low, high, most=5):
     """
     steps = (m * 10.0**e for e in range(-9, 12) for m in (1, 2, 5))
     step = next(step for step in steps if (high - low) / step <= most)
-    first = -int(-low / step + 1e-9) if low < 0 else int(low / step + 1 - 1e-9)
-    return [round(i * step, 9) for i in range(first, int(high / step + 1e-9) + 1)]
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 9) for i in range(first, last + 1)]
 
 
 def text(x, y, words, attributes=""):

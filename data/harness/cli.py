@@ -171,11 +171,16 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(word, self._option_string_actions, 1, 0.75)
             if near:
                 hint = near[0]
-            elif word in ("--evaluate", "--predict", "--export", "--compare"):
+            elif word in ("--evaluate", "--predict", "--export", "--submit"):
                 hint = f"python cofi.py {word}"
             elif word.startswith("-"):
                 hint = f"python {self.prog} --help, or a space before a text that begins with -"
         raise UserError(f"{message[:200]}. Try {hint}")
+
+
+def plain(word):
+    """Return a word in lower case, without spaces, hyphens and underscores."""
+    return re.sub("[ _-]", "", word.lower())
 
 
 def number_or_text(text):
@@ -222,8 +227,8 @@ def make_parser(kind, doc, commands={}):
         if f.type is bool:
             parser.add_argument(f"--{f.name}", help=help, action=argparse.BooleanOptionalAction)
         else:
-            kind_of = number_or_text if "is_rising" in f.metadata else f.type
-            parser.add_argument(f"--{f.name}", help=help, type=kind_of,
+            convert = number_or_text if "is_rising" in f.metadata else f.type
+            parser.add_argument(f"--{f.name}", help=help, type=convert,
                                 metavar=f.type.__name__.upper())
     if commands:                        # argparse does not print the help of an empty group
         group = parser.add_mutually_exclusive_group()
@@ -238,9 +243,12 @@ def parse_settings(kind, given):
     for name, value in given.items():
         if value == "":
             raise UserError(f"--{name} must not be empty. Try to leave it out")
-    for f in fields(kind):              # MRPC, sst-2 and "head, int" can be understood
-        if f.name in given and {"choices", "some_of"} & f.metadata.keys():
-            given[f.name] = re.sub("[ -]", "", given[f.name].lower())
+    for f in fields(kind):              # MRPC, sst-2, prune-first, "head, int" can be understood
+        allowed = f.metadata.get("choices", f.metadata.get("some_of"))
+        if f.name in given and allowed:
+            names = {plain(name): name for name in allowed}
+            words = given[f.name].split(",")
+            given[f.name] = ",".join(names.get(plain(word), word.strip()) for word in words)
     folder = given.get("data", "")
     task = given.get("task", "custom" if folder else kind.task)
     if task not in TASKS:

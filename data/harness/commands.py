@@ -90,7 +90,8 @@ def load_model_and_task(model, load, given, device):
         known |= {"task": given.get("task", "custom"), "data": given.get("data", "")}
     task, folder = known["task"], known.get("data", "")
     if task not in TASKS:
-        raise UserError(f"{model}: its config.json names no task. Try --task")
+        raise UserError(f"{model}: its config.json must name one of our tasks, got {task!r}. Try "
+                        "--task")
     if folder and "data" not in given and not is_folder(folder):
         raise UserError(f"{model} was trained with --data {folder}, which is not here. Try --data "
                         "with the folder of these data")
@@ -110,7 +111,7 @@ def evaluate_model(model, load, given, device):
     for split, dataset in (("dev", data.dev), ("test", data.test)):
         if dataset:
             for name, value in evaluate(bert, dataset, data.metrics).items():
-                print(f"{split:6}{name:12}{value:.4f}")
+                print(f"{split:6}{name:11} {value:.4f}")
 
 
 def submit(model, load, given, device):

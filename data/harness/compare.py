@@ -11,7 +11,7 @@ from data.files import is_folder, read_json, read_text, write_text
 from data.harness.charts import chart
 
 PATHS = ("model", "teacher", "data")       # settings of which only the last word is compared
-SAME = ("tokens", "weights")               # what runs must share, besides these and the device
+SAME = ("tokens", "weights")               # what runs must share, with PATHS, task and device
 NO_NAME = {"sparsity", "seed", "task", "texts", "threads", *PATHS, *SAME}
 OURS = "CoFi"                              # a run that learns its structure, without other flags
 KEPT = ("task", "metric", "seed", "teacher_score", "pruned_score", "score", "target_sparsity",

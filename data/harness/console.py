@@ -20,12 +20,14 @@ L_layer  mean since the line above         lambda2  quadratic multiplier   m    
 {COFI_COLUMNS}"""
 
 SPARSEBERT_LEGEND = """\
-L_hidden, L_att, L_pred   means since the line above, before their weights; without distillation
-                          L_pred is the loss on the labels
+L_hidden, L_att, L_pred   means since the line above, before their weights. L_pred is the loss on
+                          the labels without distillation, with pred_weight 0, or for a regression
 s                         share of zeros;   dev: score on the dev set
 
 """
-SPARSEBERT_HEADER = "strategy           step  L_hidden     L_att    L_pred       s     dev"
+SPARSEBERT_HEADER = "strategy, target         step  L_hidden     L_att    L_pred       s     dev"
+# what PyTorch says on a CPU, on Windows and on a GPU
+NO_MEMORY = "allocate memory|not enough memory|out of memory"
 
 
 def print_header(folder, data, notes, columns):
@@ -67,8 +69,9 @@ def cofi_line(record):
 def sparsebert_line(record):
     """Format a record of sparsebert.py's log."""
     dev = next(iter(record["scores"].values()))
-    line = "{strategy:15}{step:8}{L_hidden:10.4f}{L_att:10.4f}{L_pred:10.4f}{s:8.4f}"
-    return line.format(**record) + f"{dev:8.4f}"
+    line = f"{record['strategy']} {record['target']:g}".ljust(21)
+    line += "{step:8}{L_hidden:10.4f}{L_att:10.4f}{L_pred:10.4f}{s:8.4f}".format(**record)
+    return f"{line}{dev:8.4f}"
 
 
 # ---- the terminal --------------------------------------------------------------------------------
@@ -138,7 +141,7 @@ def exit_code(name, start):
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, NotImplementedError) and re.match("part \\d", str(error)):
             error = UserError(f"{error} is still to be written")        # in an assignment
-        elif not isinstance(error, MemoryError) and not re.search("memory", str(error)):
+        elif not isinstance(error, MemoryError) and not re.search(NO_MEMORY, str(error)):
             raise
         else:
             error = UserError(f"Out of memory ({short_message(error)}). Try a smaller --batch_size")

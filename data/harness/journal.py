@@ -67,14 +67,14 @@ class Journal:
         self.last_save = time.monotonic()
         self.lock()
         if overwrite:
-            for path in [*folder.glob("*.state"), folder / "result.json", *self.rows()]:
+            for path in [*folder.glob("*.state"), folder / "result.json", *self.row_files()]:
                 path.unlink(missing_ok=True)
         has_progress = [*folder.glob("*.state"), *folder.glob("*/result.json")]
         if not has_progress or not self.path.exists():
             write_text(self.path, "")
 
-    def rows(self):
-        """Return the result.json of every strategy of sparsebert.py that is kept in this folder."""
+    def row_files(self):
+        """Return the result.json (paths) of the strategies of sparsebert.py kept in this folder."""
         found = []
         for path in self.folder.glob("*/result.json"):
             with contextlib.suppress(UserError, OSError):

@@ -78,7 +78,7 @@ class Progress:
         return (self.seconds() - seconds) / max(self.step - step, 1)
 
     def later_stages(self, cfg):
-        """Return the stages of cofi.py that follow this one."""
+        """Return the stages that follow this one, of those that cfg has."""
         later = STAGES[STAGES.index(self.stage) + 1:] if self.stage in STAGES else []
         return [stage for stage in later if hasattr(cfg, f"{stage}_epochs")]
 

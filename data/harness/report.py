@@ -162,7 +162,7 @@ def print_report(folder, result):
     if (folder / "network.txt").is_file():
         print("\n" + for_encoding(read_text(folder / "network.txt"), sys.stdout.encoding))
     for name, score in r["scores"].items():
-        print(f"{name:12}teacher {r['teacher_scores'][name]:.4f}   "
+        print(f"{name:11} teacher {r['teacher_scores'][name]:.4f}   "
               f"pruned {r['pruned_scores'][name]:.4f}   fine-tuned {score:.4f}")
     print(f"sparsity   {r['sparsity']:.5f}, target {r['target_sparsity']:g}")
     print(f"weights    encoder {r['dense_encoder_parameters']:,} -> {r['encoder_parameters']:,}   "
@@ -188,32 +188,33 @@ def comparison_table(rows, labels):
     def number(value, width):
         return f"{'-':>{width}}" if value is None else f"{value:{width}.4f}"
 
-    header = "".join(f"{name:>12}" for name in metrics)
+    widths = {name: max(12, len(name) + 2) for name in metrics}
+    header = "".join(f"{name:>{width}}" for name, width in widths.items())
     lines = [f"sparsity  {'':28}{'weights':>12}{header}  training set   general   minutes"]
     for row in rows:
-        scores = "".join(number(row["scores"].get(name), 12) for name in metrics)
+        scores = "".join(number(row["scores"].get(name), widths[name]) for name in widths)
         label = labels.get(row["strategy"], row["strategy"])
-        train = row["train"] if row["scores"] else None     # an untrained classifier
         lines.append(f"{row['sparsity']:<10g}{label:28}{row['kept']:12,}{scores}"
-                     f"{number(train, 14)}{number(row['general'], 10)}{row['seconds'] / 60:10.1f}")
+                     f"{number(row['train'], 14)}{number(row['general'], 10)}"
+                     f"{row['seconds'] / 60:10.1f}")
     lines.append("general: how many masked words of held-out text the frozen masked-LM head of the "
                  "pre-trained\ncheckpoint finds on this encoder (-: the checkpoint has none)")
     return "\n".join(lines)
 
 
-def print_compression(name, compression):
+def print_compression(result):
     """Print what the zeros of a model are worth, each beside its dense counterpart.
 
-    compression: result.json of the run.
+    result: result.json of the run.
     """
-    print(f"\nWhat the zeros of {name} are worth")
-    for what, (dense, now) in compression["counts"].items():
+    print(f"\nWhat the zeros of {result['sparse']} are worth")
+    for what, (dense, now) in result["counts"].items():
         print(f"  {what:22}{dense:>14,} -> {now:<14,}{dense / now:5.1f}x")
-    sparse, dense = compression["bytes"]
+    sparse, dense = result["bytes"]
     print(f"  {'bytes of the matrices':22}{dense:>14,} -> {sparse:<14,}{dense / sparse:5.1f}x   "
           "in sparse.bin; pytorch_model.bin stays as large as before")
-    times = "   ".join(f"{ratio:.1f}x at {size}" for size, ratio in compression["speedup"].items())
+    times = "   ".join(f"{ratio:.1f}x at {size}" for size, ratio in result["speedup"].items())
     print(f"  speed-up on the CPU, CSR matrices: {times}   (rows x length, fp32, "
-          f"{torch.get_num_threads()} threads)")
-    if not compression["device"].startswith("cpu"):
+          f"{result.get('threads', '?')} threads)")
+    if not result["device"].startswith("cpu"):
         print("  On a GPU single zeros give no speed-up: they are multiplied like other numbers")

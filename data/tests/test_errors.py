@@ -352,6 +352,11 @@ def test_spelling_that_can_be_understood(given, understood):
     assert parse_settings(cofi.Settings, given) == replace(defaults, **understood)
 
 
+def test_spelling_of_strategies():
+    cfg = parse_settings(sparsebert.Settings, {"strategy": "Distil, prune-first"})
+    assert cfg.strategy == "prune_first,distil"
+
+
 # ---- sparsebert.py -------------------------------------------------------------------------------
 
 SPARSE_BAD = {

@@ -91,6 +91,12 @@ def test_augmentation_asks_for_the_head_before_it_trains(folder, tmp_path, monke
 # ---- fine-tuned models of others -----------------------------------------------------------------
 
 
+def test_span_model_of_data_parallel(tmp_path):
+    write_checkpoint(tmp_path, asdict(SPAN), make_bert(SPAN).state_dict(), make_tokenizer())
+    rewrite(tmp_path, lambda w: {f"module.{name}": x for name, x in w.items()})
+    assert cofi.load_finetuned(tmp_path).config.is_span
+
+
 def test_labels_are_aligned_by_name():
     bert, batch = make_bert(THREE), make_batch()
     before = bert(**batch).logits

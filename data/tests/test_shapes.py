@@ -142,7 +142,7 @@ def exercise_all_lines(teacher, sparse, cofi, sparsebert):
                                np.zeros(0))
     head = {"dense": (torch.eye(13), torch.zeros(13)), "norm": (torch.ones(13), torch.zeros(13)),
             "bias": torch.zeros(101), "words": torch.randn(101, 13)}
-    sparsebert.augment(dataset, bert, head, 4, {0, 1, 2, 3, 4}, copies=1, share=1.0)
+    sparsebert.augment(dataset, bert, head, 4, [0, 1, 2, 3, 4], copies=1, share=1.0)
     sparse.to_csr(bert)(**batch)
     cached = teacher.CachedTeacher(other, dataset, cofi.distilled_layers(5), 100, 6)
     cached(np.arange(6), batch)

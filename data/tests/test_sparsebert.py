@@ -24,7 +24,7 @@ from data.toy import prepare
 def load_toy():
     """Return (tokenizer, pre-trained BERT) of the toy."""
     bert, _ = cofi.load_pretrained(TOY, cofi.Config(**read_config(TOY)))
-    return load_tokenizer(TOY), bert
+    return load_tokenizer(TOY), bert.eval()
 
 
 @slow
@@ -76,7 +76,7 @@ def test_augmentation():
     tokenizer, bert = load_toy()
     dev, head = load_task("toy", tokenizer, 64).dev, read_mlm_head(TOY, "cpu")
     n, tokens = len(dev), len(dev.input_ids)
-    more = sparsebert.augment(dev, bert, head, 4, {0, 1, 2, 3, 4}, copies=2)
+    more = sparsebert.augment(dev, bert, head, 4, [0, 1, 2, 3, 4], copies=2)
     assert len(more) == 3 * n
     assert more.labels.tolist() == dev.labels.tolist() * 3
     assert more.first_segment_length.tolist() == dev.first_segment_length.tolist() * 3
@@ -92,7 +92,7 @@ def test_padding_is_no_word():
     """Also where [PAD] is not token 0, with which rows are padded."""
     tokenizer, bert = load_toy()
     knowledge = Knowledge(TOY, load_task("toy", tokenizer, 64), tokenizer, torch.device("cpu"))
-    knowledge.text = knowledge.text.head(100)
+    knowledge.text = knowledge.text.sample(100)
     expected = knowledge(bert)
     knowledge.special.remove(0)
     assert knowledge(bert) == expected > 0.5
@@ -104,7 +104,7 @@ def test_augmentation_finds_words_of_the_same_kind():
     example = tokenize_texts([["a dog sprints"], ["the dog runs"]], np.zeros(1), tokenizer, 64)
     head, words = read_mlm_head(TOY, "cpu"), set()
     for _ in range(20):
-        new = sparsebert.augment(example, bert, head, 4, {0, 1, 2, 3, 4}, 1, share=0.2,
+        new = sparsebert.augment(example, bert, head, 4, [0, 1, 2, 3, 4], 1, share=0.2,
                                  candidates=3)
         words.add(tokenizer.id_to_token(int(new.input_ids[len(example.input_ids) + 2])))
     assert words & set(prepare.TREES["noun"].chain)
@@ -146,6 +146,11 @@ def test_sparsebert_on_the_toy(tmp_path, capsys, monkeypatch):
     again = capsys.readouterr().out
     assert "finished earlier" in again and again.strip().endswith(report)
     assert "What the zeros of distil-0.9 are worth" in report
+
+    # a result that is damaged is made again
+    (run / "distil-0.9" / "result.json").write_text("{")
+    assert sparsebert.main(["--out", str(tmp_path), *more, "--overwrite"]) == 0
+    assert read_result(run / "distil-0.9")["scores"] == rows["distil", 0.9]["scores"]
 
 
 @pytest.mark.parametrize("f", [1536, 384])

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 
@@ -140,9 +141,10 @@ def test_out_of_memory(monkeypatch, capsys):
         assert cofi.main([]) == 2
         printed = capsys.readouterr().err
         assert "Try a smaller --batch_size" in printed and printed.count("\n") == 1
-    monkeypatch.setattr(commands, "parse_settings", lambda *_: [].pop)
-    with pytest.raises(AttributeError):         # a bug stays one
-        cofi.main([])
+    for bug in AttributeError(), RuntimeError("CUDA error: an illegal memory access"):
+        monkeypatch.setattr(commands, "parse_settings", mock.Mock(side_effect=bug))
+        with pytest.raises(type(bug)):          # a bug stays one
+            cofi.main([])
 
 
 @pytest.mark.parametrize("number, is_ignored", [(signal.SIGHUP, False), (signal.SIGHUP, True)])
