@@ -39,7 +39,7 @@ OTHER_NUMBER = re.compile(r"[+-]?[$€£]?\d+(,\d{3})*([.,]\d+)?\s?[%$€£]?", 
 MISSING = {"", "nan", "nat", "<na>"}    # as labels; the last two are written by pandas
 NO_TEXT = MISSING | {"na", "n/a", "#n/a", "null", "none", "-", "true", "false"}    # in any case
 MAX_SHOWN = 8                           # class names in a line
-MAX_FP32 = float(np.finfo(np.float32).max)
+MAX_LABEL = 1e15                        # of a label: its square must be finite in fp32
 TSV_QUOTES = "In a .tsv quotes are characters like others"
 FORMAT = 5        # part of the cache's key: raise it when generate_rows changes what it yields
 
@@ -70,6 +70,8 @@ def find_split_files(folder):
                 hint = "Try to keep one"
             elif len(named) > 1:
                 hint = f"Try to join them into one {split}.csv"
+            elif any(path.stem.lower() in stems for path in there if not path.is_file()):
+                hint = "Of these names one is a folder or a broken link. Try to put the file there"
             elif named and kind_of(named[0]) == "json":
                 hint = f"Try to write one object on each line, as {split}.jsonl"
             elif named:
@@ -121,14 +123,20 @@ def find_delimiter(file):
     first = next((line for line in iter(file.readline, "") if line.strip()), "")
     if re.fullmatch(r"sep=[,;\t]\s*", first, re.IGNORECASE):
         return first[4]
+    columns = {}
+    for delimiter in ",;\t":
+        file.seek(0)
+        lines = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+        columns[delimiter] = next((line for line in lines if any(map(str.strip, line))), [])
     file.seek(0)
 
     def quality(delimiter):
-        names = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), [])
+        names = columns[delimiter]
         return any(name.strip().lower() in LABEL for name in names), len(names)
 
+    best = max(columns, key=quality)
     # of one column, separators are part of the text: \x1f is none
-    return max(",;\t", key=quality) if re.search("[,;\t]", first) else "\x1f"
+    return best if columns[best][1:] else "\x1f"
 
 
 def read_csv(path, file):
@@ -146,9 +154,11 @@ def read_csv(path, file):
             if not names:
                 names = check_names(path, line) if any(map(str.strip, line)) else []
                 columns = [[] for _ in names]
-            elif line:
+            elif line and (any(map(str.strip, line)) or len(line) == len(names)):
                 if len(line) != len(names):
                     hint = "Try to put quotes around texts with a separator"
+                    if len(line) == len(names) + 1 and lines.line_num == 2:
+                        hint = "Try to name every column in the first line, also one of numbers"
                     if is_tsv:
                         hint = "Try to write tabs and line breaks of a text as spaces"
                     if is_tsv and any('"' in cell for cell in line):
@@ -171,6 +181,9 @@ def check_names(path, names):
     labels = [name for name in names if name.lower() in LABEL]
     if len(labels) == 1:
         names[names.index(labels[0])] = "label"
+    elif labels and "label" not in names:
+        raise UserError(f"{path} must have one column label, got {' and '.join(labels)}. Try to "
+                        "rename one")
     for name in names:
         if name and names.count(name) > 1:
             raise UserError(f"{path} must have columns of different names, got {name!r} twice. Try "
@@ -263,19 +276,18 @@ def find_text_columns(table, path):
     if not 1 <= len(texts) <= 2:
         others = [name for name in table if name not in texts and name != "label"]
         raise UserError(f"{path} must have one or two text columns beside label, got {len(texts)} "
-                        f"({', '.join(texts)}). Identifiers and numbers are no text: "
-                        f"{', '.join(others) or 'none here'}. Try to remove or "
-                        "rename columns")
+                        f"({few(texts)}). Identifiers and numbers are no text: "
+                        f"{few(others) or 'none here'}. Try to remove or rename columns")
     return tuple(texts)
 
 
 def check_table(table, path, texts, needs_label):
     """Raise UserError where a split lacks a column or a text, or holds what is not text."""
-    for name in (*texts, "label") if needs_label else texts:
+    needed = (*texts, "label") if needs_label else texts
+    for name in needed:
         if name not in table:
-            raise UserError(f"{path}: there is no column {name!r}; its columns are "
-                            f"{', '.join(table)} and must include {', '.join(texts)}"
-                            f"{' and ' if texts else ''}label. {column_hint(path, table)}")
+            raise UserError(f"{path}: there is no column {name!r}; its columns are {few(table)} and "
+                            f"must include {' and '.join(needed)}. {column_hint(path, table)}")
     for name in texts:
         for row, value in enumerate(table[name], start=1):
             if isinstance(value, NESTED):
@@ -293,11 +305,20 @@ def column_hint(path, table):
         return "In a .tsv columns are separated by tabs. Try to name it .csv"
     if kind_of(path) == "jsonl":
         return "Try to rename one"
+    if kind_of(path) == "csv" and len(table) == 1:
+        return ("In a .csv columns are separated by commas, semicolons or tabs, and the first line "
+                "is their names. Try to save it so")
     return "Try to rename one; the first line must be the names of the columns"
 
 
 def rows(n):
     return f"{n:,} row" if n == 1 else f"{n:,} rows"
+
+
+def few(names):
+    """Return the first names as text, separated by commas."""
+    more = ", ..." if len(names) > MAX_SHOWN else ""
+    return ", ".join(list(names)[:MAX_SHOWN]) + more
 
 
 # ---- Labels --------------------------------------------------------------------------------------
@@ -358,9 +379,10 @@ def encode(labels, names, path):
     numbers = [as_number(label) for label in labels]
     if names is None:
         for label, number in zip(labels, numbers):
-            if number is None or abs(number) > MAX_FP32:
-                raise UserError(f"{path}: every label must be a number such as 2.5, as in the "
-                                f"training rows, got {label[:40]!r}. Try to remove its row")
+            if number is None or abs(number) > MAX_LABEL:
+                raise UserError(f"{path}: every label must be a number such as 2.5, up to "
+                                f"{MAX_LABEL:g}, as in the training rows, got {label[:40]!r}. Try "
+                                "to remove its row")
         if path.stem.lower() != "test" and len(set(numbers)) == 1:
             raise UserError(f"{path}: a regression must have different values, but every label is "
                             f"{labels[0]}. Try more rows")
@@ -371,14 +393,15 @@ def encode(labels, names, path):
                   for label, number in zip(labels, numbers)]
     wrong = [label for label in labels if label not in class_of]
     if wrong:
-        more = ", ..." if len(names) > MAX_SHOWN else ""
         hint = ("Every class must be in the training rows. Try to remove these rows, or all labels "
                 "of a test set")
+        if all(as_number(name) is not None for name in (*names, wrong[0])):
+            hint += ". For a regression write all labels with a point, such as 2.0"
         meant = [name for name in names if name.lower() == wrong[0].lower()]
         if meant:
             hint = f"Try to write it as {meant[0]} in all files"
-        raise UserError(f"{path}: label must be one of {', '.join(names[:MAX_SHOWN])}{more}, got "
-                        f"{wrong[0][:40]!r} in {rows(len(wrong))}. {hint}")
+        raise UserError(f"{path}: label must be one of {few(names)}, got {wrong[0][:40]!r} in "
+                        f"{rows(len(wrong))}. {hint}")
     return np.array([class_of[label] for label in labels], dtype=np.int64)
 
 
@@ -399,14 +422,15 @@ def read_folder(folder, trained=()):
     """Read your own data: ({split: datasets.Dataset}, text columns, {split: labels}, class names,
     columns of the training rows that are not read).
 
-    trained: the text columns that a model was trained on; if the folder has them, they are its
-    texts. The class names are None for a regression. Raises UserError.
+    trained: the text columns that a model was trained on; if the folder has them, in any case, they
+    are its texts. The class names are None for a regression. Raises UserError.
     """
     files = find_split_files(folder)
     tables = {split: read_table(path) for split, path in files.items()}
     check_table(tables["train"], files["train"], (), needs_label=True)
-    texts = tuple(trained)
-    if not texts or not set(texts) <= tables["train"].keys():
+    in_lower_case = {name.lower(): name for name in tables["train"]}
+    texts = tuple(in_lower_case.get(name.lower()) for name in trained)
+    if not texts or None in texts:
         texts = find_text_columns(tables["train"], files["train"])
     found = {}
     for split, path in files.items():

@@ -1,5 +1,6 @@
 """The tasks: GLUE, SQuAD, the toy, and a folder of your own."""
 import hashlib
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,11 @@ from data.tokenized import concatenate, tokenize
 TOY = Path(__file__).parent / "toy"       # model, tokenizer and splits in one folder
 # from where on a run says that something is likely a mistake; ours
 MAX_UNKNOWN = 0.05                        # share of [UNK] among the tokens
+MAX_CUT = 0.05                            # share of rows that are longer than max_length
 MIN_REPEATS = 20                          # rows for each different value of a text column
+MAX_PARTS = 50                            # of a dev set
+MAX_NUMBERS = 10                          # that are names of classes
+QUOTED = re.compile('"[^"]*(""[^"]*)+"')  # a text with quotes, as a .csv writes it
 MAX_VALUE = 100                           # of a regression
 SMALL_TASK_MAX_ROWS = 10_000              # GLUE's small sets have at most 8,551 training rows
 PAIR = ("sentence1", "sentence2")
@@ -101,10 +106,12 @@ class Dataset:
 
     @cached_property
     def digest(self):
-        """A hash of the tokens and labels of the training and dev set, 16 characters."""
-        content = hashlib.sha256()
+        """A hash of the tokens, labels and parts of the training and dev set, and of the names of
+        the classes, 16 characters.
+        """
+        content = hashlib.sha256(repr(self.names).encode())
         for split in (self.train, self.dev):
-            for name in ("input_ids", "offsets", "labels"):
+            for name in ("input_ids", "offsets", "labels", "subset"):
                 content.update(np.ascontiguousarray(getattr(split, name)).tobytes())
         return content.hexdigest()[:16]
 
@@ -118,10 +125,8 @@ class Dataset:
                     f"{values.min():g} to {values.max():g}")
         else:
             counts = np.bincount(self.labels["train"], minlength=len(self.names))
-            names = self.names[:custom.MAX_SHOWN]
-            shown = [f"{name} {n:,}" for name, n in zip(names, counts.tolist())]
-            more = ", ..." if len(self.names) > custom.MAX_SHOWN else ""
-            kind = f"{len(self.names)} classes: {', '.join(shown)}{more}"
+            shown = [f"{name} {n:,}" for name, n in zip(self.names, counts.tolist())]
+            kind = f"{len(self.names)} classes: {custom.few(shown)}"
         unread = f"; not read: {', '.join(self.unread)}" if self.unread else ""
         rows = [f"{split} {len(table):,}" for split, table in self.raw.items()]
         lines = [f"texts      {', '.join(self.columns)}{unread}",
@@ -133,21 +138,36 @@ class Dataset:
 
     def likely_mistakes(self):
         """Yield what is likely a mistake in the data, one line each."""
-        # texts that are empty, or of another language
-        empty = int((np.diff(self.train.offsets) <= len(self.columns) + 1).sum())
-        unknown = np.mean(self.train.input_ids == self.tokenizer.token_to_id("[UNK]"))
-        if empty or unknown > MAX_UNKNOWN:
-            yield (f"training rows without any text: {empty:,}; tokens that the tokenizer does not "
-                   f"know: {unknown:.0%}")
+        # texts that are empty, of another language, or long
+        for kind, split in ("training", self.train), ("dev", self.dev):
+            lengths = np.diff(split.offsets)
+            empty = int((lengths <= len(self.columns) + 1).sum())
+            unknown = np.mean(split.input_ids == self.tokenizer.token_to_id("[UNK]"))
+            if empty or unknown > MAX_UNKNOWN:
+                yield (f"{kind} rows without any text: {empty:,}; tokens that the tokenizer does "
+                       f"not know: {unknown:.0%}")
+            cut = np.mean(lengths >= self.max_length)
+            if cut > MAX_CUT and not self.is_span:
+                yield (f"{cut:.0%} of the {kind} rows have {self.max_length} tokens or more and "
+                       "lose their ends. Try a larger --max_length, if the model has positions")
         if self.task is not TASKS["custom"]:
             return
-        for name in self.columns if len(self.columns) == 2 else ():
+        for name in self.columns:
             values = self.raw["train"].unique(name)
-            if len(values) * MIN_REPEATS <= len(self.raw["train"]):
+            if len(self.columns) == 2 and len(values) * MIN_REPEATS <= len(self.raw["train"]):
                 yield (f"the text column {name} has {len(values)} different values only. Remove it "
                        "if it is no text")
+            if any(map(QUOTED.fullmatch, values)):
+                yield (f"some texts of {name} have quotes as in a .csv. If the file is a .tsv, "
+                       "save it as .csv")
+        parts = len(np.unique(self.dev.subset))
+        if parts > MAX_PARTS:
+            yield f"the dev set has {parts} parts. Rename the column part if it names no parts"
         numbers = [name for name in self.names or () if custom.as_number(name) is not None]
         others = [name for name in self.names or () if name not in numbers]
+        if len(numbers) > MAX_NUMBERS:
+            yield (f"{len(numbers)} classes are numbers. For a regression write all labels with a "
+                   f"point, such as {numbers[0]}.0")
         # only numbers would be a regression, or other classes
         is_odd = any("." in name for name in numbers) or {
             name.lower() for name in others} <= custom.NO_TEXT

@@ -167,11 +167,12 @@ class Parser(argparse.ArgumentParser):
             value = value.strip("'")[:40]
             raise UserError(f"{name} must be {needed}, got {value}")
         hint = f"python {self.prog} --help"
-        for word in message.split()[2:] if message.startswith("unrecognized") else []:
+        words = message.split()[2:] if message.startswith("unrecognized") else []
+        for word in words[:1]:
             near = difflib.get_close_matches(word, self._option_string_actions, 1, 0.75)
             if near:
                 hint = near[0]
-            elif word in ("--evaluate", "--predict", "--export", "--submit"):
+            elif word in ("--evaluate", "--predict", "--export", "--submit", "--compare"):
                 hint = f"python cofi.py {word}"
             elif word.startswith("-"):
                 hint = f"python {self.prog} --help, or a space before a text that begins with -"

@@ -19,7 +19,7 @@ from data.harness.compare import compare
 from data.harness.console import exit_code, one_line
 from data.harness.device import pick_device, set_threads
 from data.harness.evaluate import evaluate, predict_logits
-from data.harness.runs import check_token_types, load_texts, settings_of
+from data.harness.runs import check_max_length, check_token_types, load_texts, settings_of
 from data.squad import window_from_text
 from data.tasks import TASKS, write_submission
 from data.tokenized import tokenize_texts
@@ -65,6 +65,8 @@ def run_command(name, value, load, given, kind):
         "predict": {"threads"}, "export": {"threads"}, "compare": set()}
     for flag in given.keys() - allowed[name]:
         raise UserError(f"--{flag} has no effect together with --{name}. Try without it")
+    if not value or value[0] == "":
+        raise UserError(f"--{name} must not be empty. Try out, or the folder of a run in it")
     set_threads(given.get("threads", 0))
     device = pick_device(given.get("device", "auto"))
     if name == "evaluate":
@@ -96,6 +98,7 @@ def load_model_and_task(model, load, given, device):
         raise UserError(f"{model} was trained with --data {folder}, which is not here. Try --data "
                         "with the folder of these data")
     defaults = RunConfig.for_task(task, folder)
+    check_max_length(given.get("max_length", 0), bert.config, model)
     max_length = given.get("max_length", known.get("max_length", defaults.max_length))
     max_length = min(max_length, bert.config.max_position_embeddings)
     tokenizer = load_tokenizer(model, bert.config.vocab_size)

@@ -9,6 +9,7 @@ from statistics import mean, median, stdev
 from data.errors import UserError
 from data.files import is_folder, read_json, read_text, write_text
 from data.harness.charts import chart
+from data.tasks import TASKS
 
 PATHS = ("model", "teacher", "data")       # settings of which only the last word is compared
 SAME = ("tokens", "weights")               # what runs must share, with PATHS, task and device
@@ -35,6 +36,8 @@ def compare(path, kind):
         first = group[0]
         words = [first["task"], first["settings"]["data"], first["settings"]["model"]]
         title = " ".join(word for word in dict.fromkeys(words) if word)
+        if first["settings"]["teacher"]:
+            title += f", teacher {first['settings']['teacher']}"
         heading = ", ".join([title, first["metric"], first["device"], *shared])
         print("\n".join(table(heading, lines)))
         panels.append((f"{title}: {first['metric']} over speed-up, batch 32", "speed-up",
@@ -85,6 +88,9 @@ def summary(result, name):
         kept["settings"] = {"structure": "learned"} | kept["settings"]
         for key in PATHS:
             kept["settings"][key] = Path(kept["settings"][key]).name
+        task, seed, device = kept["task"], kept["seed"], kept["device"]
+        if task not in TASKS or not isinstance(seed, int) or not isinstance(device, str):
+            raise ValueError(f"task {task}, seed {seed}, device {device}")
         values = [*(kept[key] for key in NUMBERS), *kept["speedup"].values(), kept["speedup"]["32"],
                   kept["seconds"]["prune"], kept["seconds"]["finetune"]]
         if all(map(math.isfinite, values)):

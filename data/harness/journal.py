@@ -27,7 +27,7 @@ class Interrupted(Exception):
 
 
 # settings that are a hash, and what it means that they differ
-HASHES = {"tokens": "other texts, labels or tokens", "weights": "other weights of --model",
+HASHES = {"tokens": "other texts, labels, parts or tokens", "weights": "other weights of --model",
           "teacher_weights": "other weights of --teacher"}
 
 

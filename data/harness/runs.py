@@ -40,6 +40,8 @@ def setup(cfg, make_config):
 
 def load_data(cfg, config, tokenizer):
     """Load the task of a run. Returns the Dataset, and the Config of a model for this task."""
+    if cfg.max_length != cfg.for_task(cfg.task, cfg.data).max_length:
+        check_max_length(cfg.max_length, config, cfg.model)
     max_length = min(cfg.max_length, config.max_position_embeddings)
     # a teacher from the hub may be from elsewhere: of a folder it is known what it was trained on
     known = settings_of(cfg.teacher) if cfg.teacher and is_folder(cfg.teacher) else {}
@@ -79,7 +81,17 @@ def load_texts(task, tokenizer, max_length, folder, known, model):
         raise UserError(f"{model} must get data with {len(trained)} texts ({', '.join(trained)}), "
                         f"as in training, got {len(data.columns)} ({', '.join(data.columns)}). Try "
                         "other data")
+    if [name.lower() for name in trained] != [name.lower() for name in data.columns] and trained:
+        print(f"note       {model} was trained on the texts {', '.join(trained)}. Now it reads "
+              f"{', '.join(data.columns)}")
     return data
+
+
+def check_max_length(max_length, config, model):
+    """Raise UserError if a model cannot read as many tokens."""
+    if max_length > config.max_position_embeddings:
+        raise UserError(f"--max_length must be at most {config.max_position_embeddings}, as many "
+                        f"positions as {model} has, got {max_length}")
 
 
 def check_token_types(config, texts, model):
@@ -136,8 +148,9 @@ def run_dir(cfg, prefix, names=None):
         text = Path(value).name if isinstance(value, str) else str(value)
         words.append(f"{name}={text}")
     name = re.sub(r"[^\w.,=-]", "_", "-".join(words))
-    if len(name) > 200:                                 # file systems allow 255 bytes
-        name = f"{name[:190]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    long = name.encode()
+    if len(long) > 200:                                 # file systems allow 255 bytes
+        name = f"{long[:190].decode(errors='ignore')}-{hashlib.sha256(long).hexdigest()[:8]}"
     return Path(cfg.out) / name
 
 
@@ -188,7 +201,8 @@ def check_model(folder, result):
     if "sha256" not in result:          # a comparison of sparsebert.py has its models in folders
         return
     path = folder / "pytorch_model.bin"
-    names = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    names = [name for name in ("config.json", "tokenizer.json")
+             if not (folder / name).is_file() or not read_json(folder / name, "Use --overwrite")]
     if file_digest(path) != result["sha256"]:
         names.append(path.name)
     if names:

@@ -306,7 +306,8 @@ def test_compare(tmp_path, capsys):
     ([{"task": "custom", "data": "/a/mine"},
       {"task": "custom", "data": "/a/mine", "structure": "fisher"}], "", ["CoFi", "fisher"]),
     ([{}, {"device": "a GPU"}], "", ["CoFi", "CoFi"]),
-    ([{}, {"weights": "c"}], "", ["CoFi", "CoFi"])])
+    ([{}, {"weights": "c"}], "", ["CoFi", "CoFi"]),
+    ([{"teacher": "/a/bert"}, {}], "", ["CoFi", "CoFi"])])
 def test_compare_only_what_is_alike(changes, title, names, tmp_path, capsys):
     """Other hardware, data or weights are another table; own data has the defaults of its size."""
     for i, change in enumerate(changes):
@@ -315,6 +316,8 @@ def test_compare_only_what_is_alike(changes, title, names, tmp_path, capsys):
     printed = capsys.readouterr().out
     rows = re.findall(r"^\| ([^|]*) \| 0.95", printed, re.M)
     assert rows == names and f"cpu{title}\n" in printed
+    has_teacher = "\nmrpc bert-base-uncased, teacher bert, accuracy" in printed
+    assert has_teacher == ("teacher" in changes[0])
 
 
 @pytest.mark.parametrize("content, error", [
@@ -336,3 +339,8 @@ def test_compare_of_other_files(tmp_path, capsys):
     assert "line 1 must be a result.json in one line, got 'my notes'" in capsys.readouterr().err
     assert cofi.main(["--compare", str(tmp_path / "nothing")]) == 2
     assert "must be a folder of runs or a file of results, got" in capsys.readouterr().err
+    for number, changes in enumerate([{"device": None}, {"task": "x"}, {"seed": "1"}]):
+        (tmp_path / str(number)).mkdir()
+        write_result(tmp_path / str(number), "run", 0.8, **changes)
+        assert cofi.main(["--compare", str(tmp_path / str(number))]) == 2
+        assert "is no result of cofi.py, or damaged (ValueError: task" in capsys.readouterr().err

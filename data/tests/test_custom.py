@@ -133,6 +133,8 @@ COLUMNS = {
     " text , label ": ("a b,up", ("text",)),
     "text,label,part": ("a b,up,seen", ("text",)),
     "acid,label": ("a b,up", ("acid",)),
+    '"Review\ntext",label': ("a b,up", ("Review text",)),
+    '"Review, in full";label': ("a b;up", ("Review, in full",)),
     "text,label,label_text": ("a b,up,very good", ("text",)),         # SetFit's layout
     "date,time,text,label": ("2024-01-31 12:30:00,12:30,a b,up", ("text",)),
     "iso,us,text,label": ("2024-01-31T12:30:00+00:00,1/31/2024 12:30 PM,a b,up", ("text",)),
@@ -224,7 +226,26 @@ def test_long_and_many_lined_cells(tmp_path):
 
 
 def test_carriage_returns_and_blank_lines(tmp_path):
-    assert read(tmp_path, train_tsv=PLAIN.replace("\n", "\r\n") + "\r\n")[2] == [1, 0]
+    assert read(tmp_path, train_tsv=PLAIN.replace("\n", "\r\n") + "   \r\n\r\n")[2] == [1, 0]
+
+
+def test_folder_with_the_name_of_a_file(tmp_path):
+    folder = write_files(tmp_path, train_csv="text,label\na,up\n")
+    (folder / "dev.csv").mkdir()
+    with pytest.raises(UserError, match="one is a folder or a broken link"):
+        custom.find_split_files(folder)
+
+
+@pytest.mark.parametrize("change", [("up", "right"), (",x", ",y"), ("a b", "a c"), (",up", ",down")])
+def test_what_a_result_depends_on(tmp_path, change):
+    """A run with other names of classes or parts is another run."""
+    text = "text,label,part\na b,up,x\nc d,down,x\ne f,up,x\n"
+    texts = {"before": text, "after": text.replace(*change, 1 if change == (",up", ",down") else -1)}
+    folders = {name: write_files(tmp_path / name, train_csv=text, validation_csv=text)
+               for name, text in texts.items()}
+    before, after = (load_task("custom", make_tokenizer(), 16, folders[name]).digest
+                     for name in ("before", "after"))
+    assert before != after
 
 
 def test_values_of_jsonl_as_text(tmp_path):
@@ -393,6 +414,18 @@ REFUSED = {
     "columns that differ by a space": (
         {"train_jsonl": '{"text": "a b", "label": "up", "label ": "x"}\n'},
         "columns of different names, got 'label' twice"),
+    "values that are not all in train": ({
+        "train_tsv": TSV + "a\t1\nb\t2\n", "validation_tsv": TSV + "a\t57\n"},
+        "For a regression write all labels with a point, such as 2.0"),
+    "a column without a name": ({"train_csv": "text,label\n1,a b,up\n2,c d,down\n"},
+                                "Try to name every column in the first line"),
+    "another separator": ({"train_csv": "text|label\na|up\nb|down\n"},
+                          "columns are separated by commas, semicolons or tabs"),
+    "two columns of labels": ({"train_csv": "Label,labels,text\n1,2,a\n2,1,b\n"},
+                              "must have one column label, got Label and labels"),
+    "a hundred texts": ({"train_csv": ",".join(f"c{i}" for i in range(100)) + ",label\n"
+                         + "a," * 100 + "up\n" + "b," * 100 + "down\n"},
+                        "got 100 (c0, c1, c2, c3, c4, c5, c6, c7, ...). Identifiers"),
     "labels of pandas": ({"train_tsv": PLAIN + "x\tNaT\ny\t<NA>\n"},
                          "train: 2 rows without a label"),
     "one value": ({"train_tsv": TSV + "a\t1.5\nb\t1.5\n"},
@@ -463,7 +496,7 @@ def test_rows_without_text_and_unknown_words_are_noted(tmp_path):
     text = TSV + "a b\tup\n\tdown\n\u6c34 \u706b\tup\n"
     folder = write_files(tmp_path / "d", train_tsv=text, validation_tsv=text)
     *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()
-    assert note.startswith("note       training rows without any text: 1; tokens that")
+    assert note.startswith("note       dev rows without any text: 1; tokens that")
     folder = write_files(tmp_path / "e", train_tsv=PLAIN, validation_tsv=PLAIN)
     assert len(load_task("custom", make_tokenizer(), 16, folder).describe()) == 4
 
@@ -489,6 +522,19 @@ def test_likely_mistakes_are_noted(tmp_path):
     folder = write_files(tmp_path / "e", train_tsv=text, validation_tsv=text)
     *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()
     assert "Scale the labels" in note
+    text = TSV + "".join(f"a b\t{i}\n" for i in range(20))
+    folder = write_files(tmp_path / "i", train_tsv=text, validation_tsv=text)
+    *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()
+    assert "For a regression write all labels with a point, such as 0.0" in note
+    text = TSV + '"She said ""a b"""\tup\nc "d" ""\tdown\n'
+    folder = write_files(tmp_path / "j", train_tsv=text, validation_tsv=text)
+    lines = load_task("custom", make_tokenizer(), 32, folder).describe()
+    assert any("some texts of text have quotes as in a .csv" in line for line in lines)
+    text = "text,label,part\n" + "".join(f"a b c d,{'up' * (i % 2 + 1)},p{i}\n" for i in range(60))
+    folder = write_files(tmp_path / "k", train_csv=text, validation_csv=text)
+    *_, train, dev, part = load_task("custom", make_tokenizer(), 6, folder).describe()
+    assert train.startswith("note       100% of the training rows have 6 tokens or more and lose")
+    assert "100% of the dev rows" in dev and "the dev set has 60 parts" in part
     text = TSV + "a b\t1.0\nc d\t0.0\n"
     folder = write_files(tmp_path / "f", train_tsv=text, validation_tsv=text)
     *_, note = load_task("custom", make_tokenizer(), 16, folder).describe()

@@ -201,6 +201,8 @@ def test_texts_in_another_order(folder, tmp_path, capsys):
     for path in data.iterdir():
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         rows = [dict(reversed(row.items())) for row in rows]
+        rows = [{name.title() if name == "other" else name: x for name, x in row.items()}
+                for row in rows]
         (swapped / path.name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--model", str(folder), "--out", str(tmp_path / "out"), "--max_steps", "8"]
     assert cofi.main(["--data", str(data), *flags]) == 0
@@ -212,7 +214,11 @@ def test_texts_in_another_order(folder, tmp_path, capsys):
         assert capsys.readouterr().out == expected
     teacher = find(tmp_path, "out/teacher*")
     assert cofi.main(["--data", str(swapped), *flags, "--teacher", str(teacher)]) == 0
-    assert "\ntexts      text, other; not read: id\n" in capsys.readouterr().out
+    assert "\ntexts      text, Other; not read: id\n" in capsys.readouterr().out
+    for path in swapped.iterdir():
+        path.write_text(path.read_text().replace('"text"', '"answer"'))
+    assert cofi.main(["--evaluate", str(teacher), "--data", str(swapped)]) == 0
+    assert "trained on the texts text, other. Now it reads Other, answer" in capsys.readouterr().out
     shutil.rmtree(data)
     check_refused(capsys, ["--evaluate", str(find(tmp_path, "out/custom-0.95-data=d*"))],
                   f"was trained with --data {data}, which is not here. Try --data with the folder")

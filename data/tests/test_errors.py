@@ -251,7 +251,10 @@ BAD_ARGUMENTS = {
     "export a name of the hub": (["--export", "some/bert"], None,
                                  "--export must be the folder of a model, got some/bert"),
     "two commands": (["--evaluate", "a", "--export", "b"], None, "not allowed with"),
-    "a name that is empty": (["--evaluate", ""], None, "there is no config.json"),
+    "a name that is empty": (["--evaluate", ""], None, "--evaluate must not be empty"),
+    "no folder to compare": (["--compare", ""], None, "--compare must not be empty"),
+    "more tokens than positions": (["--max_length", "65"], None,
+                                   "--max_length must be at most 64, as many positions as"),
     "a setting that is empty": (["--data", ""], None, "--data must not be empty"),
     "a flag without effect": (["--predict", "m", "a", "--sparsity", "0.5"], None,
                               "--sparsity has no effect together with --predict"),
@@ -371,6 +374,7 @@ SPARSE_BAD = {
     "too small to be dense": (["--strategy", "small_dense", "--sparsity", "0.999"],
                               "--strategy small_dense must keep one head and one unit"),
     "unknown flag": (["--masks", "head"], "unrecognized arguments: --masks"),
+    "a command of cofi.py": (["--compare", "out"], "Try python cofi.py --compare"),
 }
 
 

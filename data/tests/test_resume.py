@@ -254,12 +254,12 @@ def test_other_settings_are_refused_by_name(folder, tmp_path, capsys):
     capsys.readouterr()
     assert cofi.main(flags) == 2
     error = capsys.readouterr().err
-    assert "(other texts, labels or tokens)" in error and "--overwrite" in error
+    assert "(other texts, labels, parts or tokens)" in error and "--overwrite" in error
     (custom / "train.tsv").write_text(text)
     assert cofi.main(flags) == 0
     (custom / "train.tsv").write_text(text + "71\ta\tb\tup\n")
     assert cofi.main(flags) == 2
-    assert "holds a run with different settings (other texts, labels or " in capsys.readouterr().err
+    assert "holds a run with different settings (other texts, labels, " in capsys.readouterr().err
     assert cofi.main([*flags, "--overwrite"]) == 0
 
 

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from unittest import mock
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,6 +17,7 @@ from data.checkpoint import write_checkpoint
 from data.harness import progress
 from data.harness.device import has_bf16, product_speed
 from data.harness.journal import Journal
+from data.harness.runs import run_dir
 from data.tasks import build_dataset
 from data.tokenized import tokenize_texts
 from data.tests.common import TINY, assert_close, make_batch, make_bert, slow
@@ -290,3 +292,11 @@ def test_toy_is_the_task_of_a_run_without_arguments(tmp_path, capsys):
     printed = capsys.readouterr().out.split()
     assert printed.count("dev") == printed.count("test") == 3
     assert f"{result['scores']['unseen']:.4f}" in printed
+
+
+def test_names_of_folders():
+    """A file system allows 255 bytes, not characters."""
+    for name in "感情分析" * 30, "a" * 300:
+        cfg = cofi.Settings(task="custom", data=name)
+        with mock.patch("data.custom.count_rows", lambda _: 1):
+            assert len(run_dir(cfg, ["teacher", "custom"]).name.encode()) <= 200
