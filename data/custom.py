@@ -286,8 +286,8 @@ def check_table(table, path, texts, needs_label):
     needed = (*texts, "label") if needs_label else texts
     for name in needed:
         if name not in table:
-            raise UserError(f"{path}: there is no column {name!r}; its columns are {few(table)} and "
-                            f"must include {' and '.join(needed)}. {column_hint(path, table)}")
+            raise UserError(f"{path}: there is no column {name!r}; its columns are {few(table)} "
+                            f"and must include {' and '.join(needed)}. {column_hint(path, table)}")
     for name in texts:
         for row, value in enumerate(table[name], start=1):
             if isinstance(value, NESTED):

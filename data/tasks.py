@@ -138,7 +138,13 @@ class Dataset:
 
     def likely_mistakes(self):
         """Yield what is likely a mistake in the data, one line each."""
-        # texts that are empty, of another language, or long
+        yield from self.odd_rows()
+        if self.task is TASKS["custom"]:
+            yield from self.odd_columns()
+            yield from self.odd_labels()
+
+    def odd_rows(self):
+        """Yield whether there are texts that are empty, of another language, or long."""
         for kind, split in ("training", self.train), ("dev", self.dev):
             lengths = np.diff(split.offsets)
             empty = int((lengths <= len(self.columns) + 1).sum())
@@ -150,8 +156,9 @@ class Dataset:
             if cut > MAX_CUT and not self.is_span:
                 yield (f"{cut:.0%} of the {kind} rows have {self.max_length} tokens or more and "
                        "lose their ends. Try a larger --max_length, if the model has positions")
-        if self.task is not TASKS["custom"]:
-            return
+
+    def odd_columns(self):
+        """Yield whether a column is likely no text, has another format, or names no parts."""
         for name in self.columns:
             values = self.raw["train"].unique(name)
             if len(self.columns) == 2 and len(values) * MIN_REPEATS <= len(self.raw["train"]):
@@ -163,6 +170,9 @@ class Dataset:
         parts = len(np.unique(self.dev.subset))
         if parts > MAX_PARTS:
             yield f"the dev set has {parts} parts. Rename the column part if it names no parts"
+
+    def odd_labels(self):
+        """Yield whether classes are likely values or values classes, or one class has two names."""
         numbers = [name for name in self.names or () if custom.as_number(name) is not None]
         others = [name for name in self.names or () if name not in numbers]
         if len(numbers) > MAX_NUMBERS:
