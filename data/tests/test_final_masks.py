@@ -114,7 +114,7 @@ def check_values(masks, z):
 
 
 @slow
-@pytest.mark.parametrize("name, rounds", [("2x64", 3), ("4x128", 2), ("6x384", 1)])
+@pytest.mark.parametrize("name, rounds", [("2x64", 2), ("4x128", 1), ("6x384", 1)])
 def test_every_subset_of_masks(name, rounds):
     torch.manual_seed(0)
     for groups in SUBSETS * rounds:

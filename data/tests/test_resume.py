@@ -127,7 +127,7 @@ def test_interrupted_comparison_resumes_bit_for_bit(offline, folder, tmp_path, m
 
 
 @slow
-@pytest.mark.parametrize("kills", [int(os.environ.get("KILLS", 6))])
+@pytest.mark.parametrize("kills", [int(os.environ.get("KILLS", 4))])
 def test_sigkill_at_any_moment(offline, folder, tmp_path, kills):
     """A checkpoint after every step, so that many a kill meets one; the result has the same bits.
 
