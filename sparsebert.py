@@ -351,13 +351,14 @@ def augment(dataset, bert, head, mask_id, special, copies, share=0.15, candidate
             inputs, _ = to_device(device, batch)
             input_ids = inputs["input_ids"]                         # (B, T)
             free = inputs["attention_mask"] & ~torch.isin(input_ids, special)       # (B, T)
-            chosen = free & (torch.rand(free.shape, device=device) < share)         # (B, T)
+            # random numbers of the CPU: a run that goes on elsewhere draws the same
+            chosen = free & (torch.rand(free.shape).to(device) < share)             # (B, T)
             masked = inputs | {"input_ids": input_ids.masked_fill(chosen, mask_id)}
             states = bert(**masked).hidden_states[-1]               # (B, T, d)
             logits = word_logits(head, states[chosen])              # (words, vocab)
             logits[:, special] = -torch.inf
             best = logits.topk(min(candidates, logits.shape[-1]))
-            drawn = torch.multinomial(best.values.softmax(-1), 1)
+            drawn = torch.multinomial(best.values.softmax(-1).cpu(), 1).to(device)
             words = best.indices.gather(1, drawn)[:, 0]             # (words)
             replaced = input_ids.masked_scatter(chosen, words).cpu().numpy()
             for i, index in enumerate(indices):

@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 
-from data.errors import UserError, short_message
+from data.errors import UserError, is_out_of_memory, short_message
 from data.harness.journal import Interrupted, stop_signals
 
 COFI_COLUMNS = ("stage       step   L_pred  L_layer       s       t  lambda1  lambda2   score"
@@ -26,8 +26,6 @@ s                         share of zeros;   dev: score on the dev set
 
 """
 SPARSEBERT_HEADER = "strategy, target         step  L_hidden     L_att    L_pred       s     dev"
-# what PyTorch says on a CPU, on Windows and on a GPU
-NO_MEMORY = "allocate memory|not enough memory|out of memory"
 
 
 def print_header(folder, data, notes, columns):
@@ -141,7 +139,7 @@ def exit_code(name, start):
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, NotImplementedError) and re.match("part \\d", str(error)):
             error = UserError(f"{error} is still to be written")        # in an assignment
-        elif not isinstance(error, MemoryError) and not re.search(NO_MEMORY, str(error)):
+        elif not is_out_of_memory(error):
             raise
         else:
             error = UserError(f"Out of memory ({short_message(error)}). Try a smaller --batch_size")

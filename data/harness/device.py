@@ -5,14 +5,25 @@ import time
 import torch
 from torch.overrides import TorchFunctionMode
 
+from data.errors import UserError, short_message
+
 
 def pick_device(name):
-    """Return a torch.device; auto takes the best available."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """Return a torch.device; auto takes the best available. Raises UserError for a GPU that this
+    build of PyTorch cannot use, such as one that is too old for it.
+    """
+    if name == "auto":
+        name = "mps" if torch.backends.mps.is_available() else "cpu"
+        if torch.cuda.is_available():
+            name = "cuda"
+    device = torch.device(name)
+    try:
+        torch.ones(1, device=device).sum().item()
+    except RuntimeError as error:
+        raise UserError(f"--device must be one that PyTorch {torch.__version__} can use, got "
+                        f"{name} ({short_message(error)}). Try --device cpu, or another build of "
+                        "PyTorch") from error
+    return device
 
 
 def device_name(device):
@@ -90,8 +101,10 @@ def peak_memory(device):
 
 def product_speed(device, bf16):
     """Measure the operations per second of a large matrix product, two for each multiply-add."""
+    # on a GPU so large that starting the product takes no time beside it
+    rows, inner, columns = (1024, 768, 3072) if device.type == "cpu" else (8192, 8192, 8192)
     # ones, not random numbers: the run that asks must not get others than without it
-    a, b = torch.ones(1024, 768, device=device), torch.ones(768, 3072, device=device)
+    a, b = torch.ones(rows, inner, device=device), torch.ones(inner, columns, device=device)
     times = []
     with torch.no_grad(), autocast(device, bf16):
         for _ in range(4):                                          # the first warms up
@@ -100,4 +113,4 @@ def product_speed(device, bf16):
             a @ b
             synchronize(device)
             times.append(time.perf_counter() - start)
-    return 2 * 1024 * 768 * 3072 / min(times)
+    return 2 * rows * inner * columns / min(times)

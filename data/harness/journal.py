@@ -9,7 +9,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from data.errors import UserError, short_message
+from data.errors import UserError, is_out_of_memory, short_message
 from data.files import read_json, read_tensors, read_text, write_tensors, write_text
 
 # where things were; what they are is in the settings "weights", "tokens" and "teacher_weights"
@@ -146,6 +146,8 @@ class Journal:
         try:
             return self.restore_from(path, saved, stage, state)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            if is_out_of_memory(error):
+                raise
             raise UserError(f"{path} is damaged ({type(error).__name__}: {short_message(error)}). "
                             "Use --overwrite to start over") from error
 

@@ -24,6 +24,8 @@ class CachedTeacher:
     def __init__(self, teacher, dataset, layers, num_steps, batch_size):
         self.teacher, self.dataset, self.layers = teacher, dataset, layers
         self.device = teacher.classifier.weight.device
+        # on the device, so that the CPU need not wait for a GPU to copy them
+        self.offsets = torch.as_tensor(dataset.offsets, device=self.device)
         self.states = self.logits = None
         self.is_cached = self.fits(num_steps * batch_size)
         if self.is_cached:
@@ -41,16 +43,21 @@ class CachedTeacher:
 
     def token_positions(self, indices, T):
         """Return where the tokens of these examples are in `states`, (B, T), up to column T."""
-        offsets = torch.as_tensor(self.dataset.offsets[indices], device=self.device)    # (B)
-        positions = offsets[:, None] + torch.arange(T, device=self.device)              # (B, T)
+        positions = self.offsets[indices][:, None] + torch.arange(T, device=self.device)    # (B, T)
         # A column of padding points at the next example, or past the last one. Any token will do:
         # layer_loss gives padding the weight 0.
         return positions.clamp(max=len(self.dataset.input_ids) - 1)
+
+    def move(self, indices):
+        """Return indices (B), an array, as a tensor on the device."""
+        inputs, _ = to_device(self.device, {"indices": torch.from_numpy(indices)})
+        return inputs["indices"]
 
     def fill(self):
         """Run the teacher once over the data set."""
         for indices, batch in batches(self.dataset, 64):
             inputs, _ = to_device(self.device, batch)
+            indices = self.move(indices)                                        # (B)
             mask = inputs["attention_mask"]                                     # (B, T)
             output = self.teacher(**inputs)
             logits = output.logits.float()                                      # (B, classes)
@@ -75,6 +82,7 @@ class CachedTeacher:
             return self.teacher(**inputs)
         if self.logits is None:
             self.fill()
+        indices = self.move(indices)                                            # (B)
         positions = self.token_positions(indices, inputs["input_ids"].shape[1])     # (B, T)
         states = self.states[positions]                                         # (B, T, n, d)
         hidden_states = [None] * (len(self.teacher.config.heads_per_layer) + 1)

@@ -88,6 +88,21 @@ def test_damaged_state(flags, tmp_path, monkeypatch, capsys, change):
     assert cofi.main([*flags, "--overwrite"]) == 0
 
 
+def test_out_of_memory_while_a_state_is_loaded(flags, monkeypatch, capsys):
+    """The state is intact, and --overwrite would delete it."""
+    kill_at(monkeypatch, (2,), [("prune", 3)])
+    with pytest.raises(Killed):
+        cofi.main(flags)
+
+    def fail(*_):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "load_state_dict", fail)
+        check_refused(capsys, flags, "Out of memory (CUDA out of memory")
+    assert cofi.main(flags) == 0
+
+
 # ---- models --------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import time
 from unittest import mock
 
 import pytest
+import torch
 
 import cofi
 import sparsebert
@@ -94,6 +95,16 @@ def test_ctrl_c_while_pytorch_is_imported(module):
         program.send_signal(signal.SIGINT)
         _, error = program.communicate()
     assert program.returncode in (-signal.SIGINT, 130) and error.count("\n") <= 1, error
+
+
+def test_gpu_that_this_build_cannot_use(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", fail)
+    assert cofi.main(["--max_steps", "1"]) == 2
+    assert "got cuda (CUDA error: no kernel image" in capsys.readouterr().err
 
 
 # ---- Paths and values ----------------------------------------------------------------------------
