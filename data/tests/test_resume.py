@@ -37,11 +37,10 @@ def find(tmp_path, pattern):
 
 @slow
 def test_interrupted_run_resumes_bit_for_bit(offline, folder, tmp_path, monkeypatch, capsys):
-    """Killed in every stage, before and after a checkpoint, and between two stages."""
+    """Killed in every stage, some steps after a checkpoint. (test_cofi.py: also before one.)"""
     flags = [*command(folder, tmp_path), "--max_steps", "12", "--sparsity", "0.5"]
     assert cofi.main([*flags, "--out", str(tmp_path / "whole")]) == 0
-    kills = [("teacher", 2), ("teacher", 9), ("prune", 1), ("prune", 6), ("prune", 11),
-             ("finetune", 1), ("finetune", 8)]
+    kills = [("teacher", 9), ("prune", 6), ("prune", 11), ("finetune", 8)]
     left = kill_at(monkeypatch, (4, 5, 7), kills)
     flags += ["--out", str(tmp_path / "killed")]
     for _ in kills:
