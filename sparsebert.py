@@ -368,10 +368,9 @@ def augment(dataset, bert, head, mask_id, special, copies, share=0.15, candidate
     return concatenate(parts)
 
 
-def augment_dataset(data, cfg, config, tokenizer, device):
-    """Return a copy of the task with its training set augmented."""
+def augment_dataset(data, cfg, config, tokenizer, device, head):
+    """Return a copy of the task with its training set augmented. head: from read_mlm_head."""
     special = special_ids(tokenizer)
-    head = read_mlm_head(cfg.model, device)
     bert, _ = load_pretrained(cfg.model, config, cfg.seed)
     bert.to(device).eval()
     data = copy.copy(data)
@@ -581,8 +580,8 @@ def run(cfg):
         check_sizes(config, sparsity, cfg.block)
         if "small_dense" in cfg.strategy.split(","):
             small_dense_sizes(config, sparsity)
-    if cfg.augment:
-        read_mlm_head(cfg.model, device)    # raises UserError if there is none
+    # read before anything is trained, because it may be missing
+    head = read_mlm_head(cfg.model, device) if cfg.augment else None
     data, config = load_data(cfg, config, tokenizer)
     folder, key, is_finished = find_run(
         cfg, data, ["sparsebert", cfg.task, cfg.sparsity], print_comparison)
@@ -599,7 +598,9 @@ def run(cfg):
                             "Try two models of one shape")
     journal = open_journal(folder, key, cfg, sparsebert_line)
     print(f"\n{SPARSEBERT_LEGEND}{SPARSEBERT_HEADER}")
-    augmented = augment_dataset(data, cfg, config, tokenizer, device) if cfg.augment else data
+    augmented = data
+    if cfg.augment:
+        augmented = augment_dataset(data, cfg, config, tokenizer, device, head)
     knowledge = Knowledge(cfg.model, data, tokenizer, device)
     comparison = Comparison(cfg, config, tokenizer, teacher, data, augmented, journal, knowledge)
     rows = [comparison.result_row("pre-trained", 0, bert.to(device), {}, 0.0),

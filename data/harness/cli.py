@@ -167,8 +167,8 @@ class Parser(argparse.ArgumentParser):
             value = value.strip("'")[:40]
             raise UserError(f"{name} must be {needed}, got {value}")
         hint = f"python {self.prog} --help"
-        words = message.split()[2:] if message.startswith("unrecognized") else []
-        for word in words[:1]:
+        if message.startswith("unrecognized"):
+            word = message.partition(": ")[2].partition(" ")[0]
             near = difflib.get_close_matches(word, self._option_string_actions, 1, 0.75)
             if near:
                 hint = near[0]
