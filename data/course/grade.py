@@ -256,18 +256,21 @@ def write_grades(path, reports):
 
 
 def check_results(results, students):
-    """Raise UserError if a folder holds grades of other students: grades.csv would lose them."""
-    path = results / "grades.csv"
+    """Raise UserError if a folder holds grades of other students, which would be overwritten."""
+    path = results / "junit.xml"
     if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            others = {row["student"] for row in csv.DictReader(file)} - set(students)
+        try:
+            suites = ElementTree.parse(path).iter("testsuite")
+        except ElementTree.ParseError as error:
+            raise UserError(f"{path} is damaged: {error}. Try another --results") from error
+        others = {suite.get("name", "") for suite in suites} - set(students)
         if others:
             raise UserError(f"--results must be a folder without grades of others, got {results} "
                             f"with those of {', '.join(sorted(others)[:3])}. Try another folder")
 
 
 def grade(path, results, modules, tests, quality=False, parts=tuple(PARTS)):
-    """Grade some parts of the submissions in a path, print a table, and write the results into a
+    """Grade some parts of the submissions in a path, print the points, and write the results into a
     folder. Returns the Reports.
     """
     check_parts(parts)
@@ -275,8 +278,7 @@ def grade(path, results, modules, tests, quality=False, parts=tuple(PARTS)):
         raise UserError(f"--results must be a folder, got the file {results}. Try another name")
     submissions = submissions_of(path, results)
     is_class = len(submissions) > 1
-    if is_class:
-        check_results(results, submissions)
+    check_results(results, submissions)
     results.mkdir(parents=True, exist_ok=True)      # or say before all the work that it cannot be
     reports = []
     with Server() as server:

@@ -373,9 +373,12 @@ def test_a_class_with_odd_names(grader, tmp_path, blank, capsys, monkeypatch):
     (tmp_path / "others").mkdir()
     hand_in(tmp_path / "others/eve", {"sparsebert.py": "x"})
     hand_in(tmp_path / "others/ida", {"sparsebert.py": "x"})
-    command[1] = str(tmp_path / "others")
-    assert test_cofi.main(command) == 2
-    assert "--results must be a folder without grades of others" in capsys.readouterr().err
+    for others in tmp_path / "others", tmp_path / "others/eve":     # of many, of one
+        command[1] = str(others)
+        assert test_cofi.main(command) == 2
+        assert "--results must be a folder without grades of others" in capsys.readouterr().err
+    (work / "grades" / "junit.xml").write_text("<")
+    assert test_cofi.main(command) == 2 and "is damaged" in capsys.readouterr().err
 
 
 def test_a_file_of_another_name(tmp_path):
