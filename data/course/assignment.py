@@ -163,13 +163,14 @@ def write_assignment(folder, numbers=tuple(PARTS), seed=""):
 
 
 def left_out(folder, names):
-    """Return what the copy does not need: the maintenance tests, the grading, measurements."""
+    """Return what the copy does not need, or must not hold: the tests of the project's upkeep, the
+    grading, and the benchmark, which holds plain versions of some functions.
+    """
     folder = Path(folder)
     if folder == ROOT / "data/tests":
         return [name for name in names if name not in ("__init__.py", "common.py")]
-    if folder == ROOT / "data/results":
-        return [name for name in names if name not in ("__init__.py", "benchmark.py")]
     if folder == COURSE:
         kept = ("__init__.py", "commands.py", "guide.py", "questions.py", "source.py")
         return [name for name in names if name not in kept]
-    return [name for name in names if name == "__pycache__" or name.startswith("README")]
+    return [name for name in names if name in ("__pycache__", "results")
+            or name.startswith("README")]

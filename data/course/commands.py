@@ -1,6 +1,6 @@
 """The command line of test_cofi.py: the course, and the benchmark.
 
-The copy for an assignment has --guide, --answer and --benchmark; the other modules are not in it.
+The copy for an assignment has --guide and --answer; the modules of the others are not in it.
 """
 import importlib
 import re
@@ -46,9 +46,9 @@ def make_parser():
 
 
 def load(name):
-    """Import a module of the course that the copy for an assignment does not have."""
+    """Import a module that the copy for an assignment does not have."""
     try:
-        return importlib.import_module(f"data.course.{name}")
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UserError("This copy holds an assignment. Try the same command in the project itself"
                         ) from error
@@ -77,14 +77,14 @@ def run_command(arguments, tests):
         guide.print_guide()
     parts = parse_parts(given.parts)
     if given.assignment:
-        load("assignment").write_assignment(given.assignment, parts, given.seed)
+        load("data.course.assignment").write_assignment(given.assignment, parts, given.seed)
     if given.grade:
-        load("grade").grade(given.grade, given.results, {"cofi": cofi, "sparsebert": sparsebert},
-                            tests, given.quality, parts)
+        modules = {"cofi": cofi, "sparsebert": sparsebert}
+        load("data.course.grade").grade(
+            given.grade, given.results, modules, tests, given.quality, parts)
     if given.autograder:
-        load("autograder").write_autograder(given.autograder, parts)
+        load("data.course.autograder").write_autograder(given.autograder, parts)
     if given.benchmark:
-        from data.results.benchmark import benchmark
-        benchmark(given.model, given.task, given.batch_size, given.threads, given.turns,
-                  given.device)
+        load("data.results.benchmark").benchmark(
+            given.model, given.task, given.batch_size, given.threads, given.turns, given.device)
     return 0

@@ -81,6 +81,7 @@ def test_what_the_copy_holds(tmp_path):
     assert {path.name for path in (folder / "data/course").iterdir()} == {
         "__init__.py", "commands.py", "guide.py", "questions.py", "source.py", "sheet.json"}
     assert {path.name for path in (folder / "data/tests").iterdir()} == {"__init__.py", "common.py"}
+    assert not (folder / "data/results").exists()           # the benchmark has plain versions
     for number, (file, write) in assignment.PARTS.items():
         text = (folder / file).read_text("utf-8")
         for name in write:
@@ -107,9 +108,11 @@ def test_some_parts(tmp_path):
 def test_a_copy_does_not_grade(tmp_path):
     """Its command line says where to go."""
     assignment.write_assignment(tmp_path / "copy")
-    done = subprocess.run([sys.executable, "test_cofi.py", "--grade", "."], cwd=tmp_path / "copy",
-                          capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "in the project" in done.stderr
+    for command in ["--grade", "."], ["--benchmark"]:
+        done = subprocess.run([sys.executable, "test_cofi.py", *command], cwd=tmp_path / "copy",
+                              capture_output=True, text=True, check=False)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "in the project" in done.stderr
 
 
 def test_assignments_are_short():
