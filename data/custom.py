@@ -35,6 +35,7 @@ NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|i
 # an amount, a share, a date or a time: 3,500 or $3.50 or 7 % or 2024-01-31 12:30
 FIGURES = re.compile(r"\s*[+-]?[$€£]?\d[\d.,:/-]*\s?[%$€£]?([ T]\d[\d:.]*)?(\s?[ap]\.?m\.?)?"
                      r"(\s?(Z|UTC|[+-]\d\d:?\d\d))?\s*", re.ASCII | re.IGNORECASE)
+CODE = re.compile(r"\s*[!-~]*\d[!-~]*\s*", re.ASCII)    # one word with a digit: u17, a hash, a URL
 OTHER_NUMBER = re.compile(r"[+-]?[$€£]?\d+(,\d{3})*([.,]\d+)?\s?[%$€£]?", re.ASCII)
 MISSING = {"", "nan", "nat", "<na>"}    # as labels; the last two are written by pandas
 NO_TEXT = MISSING | {"na", "n/a", "#n/a", "null", "none", "-", "true", "false"}    # in any case
@@ -255,9 +256,9 @@ def as_number(text):
 
 
 def is_text(value):
-    """Whether a value is a text, not a number, date, time, truth value, or a word for none."""
+    """Whether a value is a text, not a number, code, date, truth value, or a word for none."""
     return not (value is None or value.strip().lower() in NO_TEXT or NUMBER.fullmatch(value)
-                or FIGURES.fullmatch(value))
+                or FIGURES.fullmatch(value) or CODE.fullmatch(value))
 
 
 def find_text_columns(table, path):
@@ -378,11 +379,12 @@ def encode(labels, names, path):
     """Return labels as class numbers (n,) int64, or as values (n,) float32. Raises UserError."""
     numbers = [as_number(label) for label in labels]
     if names is None:
-        for label, number in zip(labels, numbers):
-            if number is None or abs(number) > MAX_LABEL:
-                raise UserError(f"{path}: every label must be a number such as 2.5, up to "
-                                f"{MAX_LABEL:g}, as in the training rows, got {label[:40]!r}. Try "
-                                "to remove its row")
+        wrong = [label for label, number in zip(labels, numbers)
+                 if number is None or abs(number) > MAX_LABEL]
+        if wrong:
+            raise UserError(f"{path}: every label must be a number such as 2.5, up to "
+                            f"{MAX_LABEL:g}, as in the training rows, got {wrong[0][:40]!r} in "
+                            f"{rows(len(wrong))}. Try to remove them")
         if path.stem.lower() != "test" and len(set(numbers)) == 1:
             raise UserError(f"{path}: a regression must have different values, but every label is "
                             f"{labels[0]}. Try more rows")

@@ -32,7 +32,7 @@ def setup(cfg, make_config):
     sizes = read_config(cfg.model)
     tokenizer = load_tokenizer(cfg.model, sizes["vocab_size"])
     for key in ("heads_per_layer", "ffn_per_layer"):
-        if len(set(sizes[key])) > 1:
+        if len(set(sizes[key])) > 1 or 0 in sizes[key]:
             raise UserError(f"--model must be a dense model, got {cfg.model}, which is pruned "
                             "already. Try the model it came from")
     return pick_device(cfg.device), tokenizer, make_config(**sizes)

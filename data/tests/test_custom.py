@@ -142,12 +142,14 @@ COLUMNS = {
     "text,label,labels": ("a b,up,1", ("text",)),
     "price,share,seen,text,label": ("$3.50,7 %,TRUE,a b,up", ("text",)),
     "reviewID,text,label": ("R7,a b,up", ("text",)),
+    "USERID,text,label": ("u17,a b,up", ("text",)),
 }
 # {a column beside the text: whether it is read as a second text}
 OTHER_VALUES = {
     ("12", "NA", "7"): False, ("1", "", "nan"): False, ("en", "en", "en"): False,
     ("yes", "no", "NA"): True, ("x y", "-", "null"): True, ("3 + 4", "5", "6"): True,
-    ("5 a day", "1", "2"): True,
+    ("5 a day", "1", "2"): True, ("u17", "A-2024-3", "img_1.png"): False,
+    ("u17", "ann", "b2"): True, ("\u6211\u67093\u732b", "1", "2"): True,
 }
 
 
@@ -351,8 +353,8 @@ REFUSED = {
                                   "validation_tsv": TSV + "a\t1.5\n"},
                                  "label must be one of 1, 2, got '1.5' in 1 row"),
     "a word in a regression": ({"train_tsv": TSV + "a\t1.5\nb\t2.5\n",
-                                "validation_tsv": TSV + "a\thigh\n"},
-                               "every label must be a number such as 2.5"),
+                                "validation_tsv": TSV + "a\thigh\nb\t1e39\n"},
+                               "as in the training rows, got 'high' in 2 rows"),
     "a label that is a list": ({"train_jsonl": jsonl(ROW, {"text": "a b", "label": ["up"]})},
                                "label must be a text or a number, got ['up'] in row 2"),
     "a label that is an object": ({"train_jsonl": jsonl({"text": "a b", "label": {"a": 1}}, ROW)},

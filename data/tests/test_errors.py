@@ -233,6 +233,8 @@ BAD_ARGUMENTS = {
         "extra is (1,) in its weights, but absent"),
     "a model that is pruned already": (
         [], edit_json("config.json", heads_per_layer=[4, 0, 4]), "which is pruned already"),
+    "a model without any MHA": (
+        [], edit_json("config.json", heads_per_layer=[0, 0, 0]), "which is pruned already"),
     "heads that do not divide": (
         [], replace_file("config.json", json.dumps(
             {"hidden_size": 16, "num_attention_heads": 3, "num_hidden_layers": 3})),
