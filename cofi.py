@@ -3,7 +3,7 @@
 Xia, Zhong and Chen, "Structured Pruning Learns Compact and Accurate Models", ACL 2022
 (arXiv 2204.00408). The network is pruned while it is distilled from a fine-tuned teacher.
 
-    python cofi.py                                     a toy, offline, in three minutes
+    python cofi.py                                     a toy, offline, in three to five minutes
     python cofi.py --task rte                          teacher -> prune -> fine-tune -> report
     python cofi.py --evaluate out/rte-0.95             score a finished run again
     python cofi.py --predict out/rte-0.95 "It rains." "It is dry."

@@ -68,12 +68,15 @@ def test_flags_exist():
 
 
 def test_python_code_runs(tmp_path, monkeypatch):
-    """The Python code of the README runs, on a teacher as `python cofi.py` leaves it."""
+    """The Python code of the pages runs, on the models that `python cofi.py` leaves."""
     flags = ["--max_steps", "1", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(report, "measure_speedup", lambda *_: {"32": 1.0})
     assert cofi.main(flags) == 0
-    (tmp_path / "out" / "teacher-toy-max_steps=1").rename(tmp_path / "out" / "teacher-toy")
+    for name in "teacher-toy", "toy-0.9":
+        (tmp_path / "out" / f"{name}-max_steps=1").rename(tmp_path / "out" / name)
     monkeypatch.chdir(tmp_path)
-    code = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(code) == 1
+    pages = README + (ROOT / "data/README.md").read_text("utf-8")
+    code = re.findall(r"```python\n(.*?)```", pages, re.S)
+    assert len(code) == 3
     exec(code[0], {})
+    exec(code[1], {})       # the third needs an exported model
