@@ -77,11 +77,13 @@ def load_texts(task, tokenizer, max_length, folder, known, model):
     """
     trained = known.get("texts") or ()
     data = load_task(task, tokenizer, max_length, folder, trained)
-    if trained and len(trained) != len(data.columns):
+    if not trained:
+        return data
+    if len(trained) != len(data.columns):
         raise UserError(f"{model} must get data with {len(trained)} texts ({', '.join(trained)}), "
                         f"as in training, got {len(data.columns)} ({', '.join(data.columns)}). Try "
                         "other data")
-    if [name.lower() for name in trained] != [name.lower() for name in data.columns] and trained:
+    if [name.lower() for name in trained] != [name.lower() for name in data.columns]:
         print(f"note       {model} was trained on the texts {', '.join(trained)}. Now it reads "
               f"{', '.join(data.columns)}")
     return data
